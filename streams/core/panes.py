@@ -1,0 +1,136 @@
+"""Slices of event time: panes of 10 s, rolling windows of panes, tumbling windows of a minute.
+
+Law: a pane is [start, start + 10 s), aligned to the epoch, named by its start in ms; a window is a row of panes.
+"""
+
+from collections.abc import Collection
+from typing import Final
+
+import msgspec
+
+PANE_MS: Final = 10_000
+TUMBLING_MS: Final = 60_000
+"""Length of the windows on the topic `campaign-windows`."""
+
+
+def pane_of(ts_ms: int) -> int:
+    """Return the start of the pane that holds a timestamp."""
+    return ts_ms - ts_ms % PANE_MS
+
+
+def minute_of(ts_ms: int) -> int:
+    """Return the start of the tumbling window that holds a timestamp."""
+    return ts_ms - ts_ms % TUMBLING_MS
+
+
+def held_between(held: Collection[int], start: int, stop: int) -> list[int]:
+    """Return the pane starts in [start, stop) that a collection holds, by whichever way is shorter."""
+    if (stop - start) // PANE_MS > len(held):
+        return [pane for pane in held if start <= pane < stop]
+    return [pane for pane in range(start, stop, PANE_MS) if pane in held]
+
+
+class Cell(msgspec.Struct, array_like=True):
+    """The figures of one series in one slice of event time. Impressions and clicks are counts, spend is nano-units."""
+
+    served: int = 0
+    measurable: int = 0
+    viewable: int = 0
+    clicks: int = 0
+    spend: int = 0
+    gross: int = 0
+    revision: int = 0
+    """How many counted events (renders, views, clicks) this slice holds; it grows with every change."""
+
+    def add(self, other: "Cell", sign: int = 1) -> None:
+        """Add another cell's figures, or with sign -1 take them off."""
+        self.served += sign * other.served
+        self.measurable += sign * other.measurable
+        self.viewable += sign * other.viewable
+        self.clicks += sign * other.clicks
+        self.spend += sign * other.spend
+        self.gross += sign * other.gross
+        self.revision += sign * other.revision
+
+    def copy(self) -> "Cell":
+        """Return a cell of its own with the same figures."""
+        return Cell(self.served, self.measurable, self.viewable, self.clicks, self.spend, self.gross, self.revision)
+
+
+class Series(msgspec.Struct, frozen=True, order=True, array_like=True):
+    """Whose figures a cell holds: what one source counted of one campaign in one currency."""
+
+    campaign_id: str
+    currency: str
+    source: str
+
+
+class Ledger:
+    """The cells of one series by pane, and which of them changed since they were last taken."""
+
+    __slots__ = ("panes", "series", "touched")
+
+    def __init__(self, series: Series) -> None:
+        self.series = series
+        self.panes: dict[int, Cell] = {}
+        self.touched: set[int] = set()
+
+    def touch(self, pane: int) -> Cell:
+        """Return the cell of a pane in order to change it."""
+        cell = self.panes.get(pane)
+        if cell is None:
+            cell = self.panes[pane] = Cell()
+        self.touched.add(pane)
+        return cell
+
+    def forget(self, start: int, stop: int) -> None:
+        """Forget the cells of the panes in [start, stop)."""
+        for pane in held_between(self.panes, start, stop):
+            del self.panes[pane]
+
+
+class Rolling:
+    """Rolling windows over the panes of one series: the pane of stream time T and the panes before it.
+
+    `sums[i]` is always the sum of the panes in window i, kept by difference so that reading it costs nothing.
+    Panes ahead of T are held, but lie in no window yet.
+    """
+
+    __slots__ = ("lengths", "longest", "now", "panes", "sums")
+
+    def __init__(self, lengths_ms: tuple[int, ...]) -> None:
+        self.lengths = lengths_ms
+        self.longest = max(lengths_ms)
+        self.panes: dict[int, Cell] = {}
+        self.now = -PANE_MS
+        self.sums = [Cell() for _ in lengths_ms]
+
+    def add(self, pane: int, difference: Cell) -> None:
+        """Add a difference to a pane, and to each window that holds the pane now."""
+        if pane <= self.now - self.longest:
+            return
+        cell = self.panes.get(pane)
+        if cell is None:
+            cell = self.panes[pane] = Cell()
+        cell.add(difference)
+        if pane <= self.now:
+            for length, total in zip(self.lengths, self.sums, strict=True):
+                if pane > self.now - length:
+                    total.add(difference)
+
+    def advance(self, stream_time_ms: int) -> None:
+        """Move the windows on to the pane of a stream time, and forget panes that have left the longest one."""
+        before, now = self.now, pane_of(stream_time_ms)
+        if now <= before:
+            return
+        entered, left = before + PANE_MS, now + PANE_MS
+        for length, total in zip(self.lengths, self.sums, strict=True):
+            self._add_range(total, max(entered, left - length), left, 1)
+            self._add_range(total, entered - length, min(entered, left - length), -1)
+        for pane in held_between(self.panes, entered - self.longest, left - self.longest):
+            del self.panes[pane]
+        self.now = now
+
+    def _add_range(self, total: Cell, start: int, stop: int, sign: int) -> None:
+        for pane in held_between(self.panes, start, stop):
+            total.add(self.panes[pane], sign)

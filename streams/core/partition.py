@@ -1,0 +1,491 @@
+"""One partition of viewers: decides what becomes of every event, and holds all that a later decision needs.
+
+Law: the state after a batch is a function of the records up to it and of nothing else. What a batch did is a `Delta`,
+and folding the deltas of a partition in order gives the state that wrote them, field by field.
+
+    renders ──┐
+    views   ──┼─> apply(batch) ─> outcomes, impressions, cells ─> take() ─> Delta ─> fold(delta) ─> the same state
+    clicks  ──┘
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import xxhash
+
+from streams.core.events import (
+    CLICKS,
+    DEFAULT_CURRENCY,
+    DEFAULT_SOURCE,
+    NO_CURRENCY,
+    RENDERS,
+    TOPICS,
+    VIEWABILITY,
+    Click,
+    Event,
+    Malformed,
+    Render,
+    Viewability,
+)
+from streams.core.impressions import (
+    COUNTED,
+    MEASURABLE,
+    SAID,
+    SAID_MEASURABLE,
+    SAID_UNDETERMINED,
+    SAID_VIEWABLE,
+    VIEWABLE,
+    Impressions,
+    Rows,
+)
+from streams.core.money import impression_nano
+from streams.core.panes import PANE_MS, Cell, Ledger, Series, pane_of
+from streams.core.rules import Outcome, Rules
+
+NEVER: Final = -1
+"""The stream time of a topic partition that has given no event yet."""
+
+# What each kind of view says, as bits of a row (MRC: a verdict on viewability implies that it could be measured).
+_SAYS: Final[Mapping[str, int]] = {
+    "undetermined": SAID_UNDETERMINED,
+    "measurable": SAID_MEASURABLE,
+    "not_viewable": SAID_MEASURABLE,
+    "viewable": SAID_MEASURABLE | SAID_VIEWABLE,
+    "signal": SAID_UNDETERMINED,
+}
+_CREDITS: Final = {
+    says: (MEASURABLE if says & SAID_MEASURABLE else 0) | (VIEWABLE if says & SAID_VIEWABLE else 0)
+    for says in _SAYS.values()
+}
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Consecutive records of one topic partition, decoded: `events[i]` lay at `offsets[i]`."""
+
+    topic: str
+    offsets: Sequence[int]
+    events: Sequence[Event | Malformed]
+    next_offset: int
+    """Where reading goes on after this batch."""
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A record that goes to `dead-letters`: where it lay and why."""
+
+    topic: str
+    offset: int
+    reason: str
+    detail: str
+
+
+class Waiting(msgspec.Struct, array_like=True):
+    """A view or click whose render has not come yet, with all that its decision will need."""
+
+    topic: str
+    offset: int
+    key: int
+    ts: int
+    says: int
+    click: int
+    """64-bit key of the click's id, 0 if it has none; for a view 0 as well."""
+    seq: int
+    """The journal record that first told of it."""
+
+
+class Mark(msgspec.Struct, frozen=True, array_like=True):
+    """A counted view (`says`) or click (`click`, the 64-bit key of its id) on a row."""
+
+    row: int
+    says: int
+    click: int
+
+
+class Progress(msgspec.Struct, array_like=True):
+    """How far one input topic has been read, and what became of it. All of it is cumulative."""
+
+    fence: int = 0
+    """Offset after the last applied record: records below it are in the state already."""
+    stream_time: int = NEVER
+    outcomes: list[int] = msgspec.field(default_factory=lambda: [0] * len(Outcome))
+
+    @property
+    def consumed(self) -> int:
+        """Records read so far, whatever became of them, without those that wait."""
+        return sum(self.outcomes)
+
+    def copy(self) -> "Progress":
+        """Return progress of its own with the same figures."""
+        return Progress(self.fence, self.stream_time, list(self.outcomes))
+
+
+class Delta(msgspec.Struct, frozen=True, array_like=True):
+    """What happened to a partition between two `take`s: one journal record. Progress and counts are absolute."""
+
+    seq: int
+    fences_before: list[int]
+    progress: list[Progress]
+    reasons: dict[str, int]
+    bound: int
+    """Panes before this are final, and a confirmed partial has said so: what lies there is forgotten."""
+    rows: Rows
+    marks: list[Mark]
+    waiting: list[Waiting]
+    settled: list[tuple[str, int]]
+    """(topic, offset) of what earlier records said is waiting, and waits no more."""
+
+
+class Touched(msgspec.Struct, frozen=True):
+    """A cell that changed: all of its figures, not the change."""
+
+    series: Series
+    pane: int
+    cell: Cell
+
+
+def identity(source: str | None, impression_id: str) -> int:
+    """Return the 64-bit key of an impression: its identity is (source, impression_id), never the id alone."""
+    return xxhash.xxh3_64_intdigest(f"{source or DEFAULT_SOURCE}\0{impression_id}".encode())
+
+
+class Partition:
+    """The state of one partition: build it empty, `fold` a journal into it, then `apply` batches and `take` deltas."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.seq = 0
+        """Number of the journal record that is being gathered."""
+        self.bound = 0
+        self.progress = {topic: Progress() for topic in TOPICS}
+        self.reasons: dict[str, int] = {}
+        self.impressions = Impressions()
+        self.clicked: dict[int, set[int]] = {}
+        self.ledgers: dict[tuple[str, str, str], Ledger] = {}
+        self.waiting: dict[int, list[Waiting]] = {}
+        """What waits for each identity, in the order in which it came."""
+        self._held: dict[tuple[str, int], Waiting] = {}
+        self._due = _DueDates()
+        self._deciders: dict[str, Callable[[int, Any, Progress], Outcome | None]] = {
+            RENDERS: self._render,
+            VIEWABILITY: self._view,
+            CLICKS: self._click,
+        }
+        self._records: deque[tuple[int, int]] = deque()
+        self._open()
+
+    def _open(self) -> None:
+        self._taken_row = self.impressions.end
+        self._taken_fences = [progress.fence for progress in self.progress.values()]
+        self._marks: list[Mark] = []
+        self._added: dict[tuple[str, int], Waiting] = {}
+        self._settled: list[tuple[str, int]] = []
+
+    # --- applying events -------------------------------------------------------------------------------------------
+
+    def apply(self, batch: Batch) -> list[Refused]:
+        """Decide a batch event by event; return what goes to `dead-letters`. Records below the fence are skipped."""
+        progress = self.progress[batch.topic]
+        refused: list[Refused] = []
+        decide = self._deciders[batch.topic]
+        outcomes, fence = progress.outcomes, progress.fence
+        for offset, event in zip(batch.offsets, batch.events, strict=True):
+            if offset < fence:
+                continue
+            if type(event) is Malformed:
+                refused.append(Refused(batch.topic, offset, event.reason, event.detail))
+                outcome: Outcome | None = Outcome.MALFORMED
+            else:
+                outcome = decide(offset, event, progress)
+            if outcome is not None:
+                outcomes[outcome] += 1
+        progress.fence = max(fence, batch.next_offset)
+        for letter in refused:
+            self.reasons[letter.reason] = self.reasons.get(letter.reason, 0) + 1
+        self._settle_orphans()
+        return refused
+
+    def _render(self, offset: int, render: Render, progress: Progress) -> Outcome:
+        ts = render.ts
+        if ts < progress.stream_time - self.rules.lateness_ms:
+            return Outcome.LATE
+        progress.stream_time = max(progress.stream_time, ts)
+        key = identity(render.source, render.impression_id)
+        if key in self.impressions.index and self._is_duplicate(key, ts):
+            return Outcome.DUPLICATE
+        self._remember(key, ts, *self._priced(render), COUNTED)
+        if key in self.waiting:
+            self._meet_waiting(key, self.impressions.end - 1)
+        return Outcome.COUNTED
+
+    def _view(self, offset: int, view: Viewability, progress: Progress) -> Outcome | None:
+        return self._join(VIEWABILITY, offset, view, progress, _SAYS[view.kind], 0)
+
+    def _click(self, offset: int, click: Click, progress: Progress) -> Outcome | None:
+        return self._join(
+            CLICKS,
+            offset,
+            click,
+            progress,
+            0,
+            xxhash.xxh3_64_intdigest(click.click_id.encode()) if click.click_id else 0,
+        )
+
+    def _join(
+        self, topic: str, offset: int, event: Viewability | Click, progress: Progress, says: int, click: int
+    ) -> Outcome | None:
+        """Bring a view or click to its render; None if the render may still come."""
+        ts = event.ts
+        if ts < progress.stream_time - self.rules.lateness_ms:
+            return Outcome.LATE
+        progress.stream_time = max(progress.stream_time, ts)
+        key = identity(event.source, event.impression_id)
+        row = self._row_for(key, ts)
+        if row is not None:
+            return self._meet(row, says, click)
+        if ts < self._earliest_possible_render() - self.rules.early_ms:
+            return Outcome.ORPHAN
+        self._wait(Waiting(topic, offset, key, ts, says, click, self.seq))
+        return None
+
+    def _is_duplicate(self, key: int, ts: int) -> bool:
+        column, position = self.impressions.ts, self.impressions.position
+        horizon = self.rules.dedup_horizon_ms
+        return any(abs(ts - column[position(row)]) <= horizon for row in self.impressions.rows_of(key))
+
+    def _row_for(self, key: int, ts: int) -> int | None:
+        """Return the first row in partition order whose window [render - early, render + horizon] holds a timestamp."""
+        if key not in self.impressions.index:
+            return None
+        column, position = self.impressions.ts, self.impressions.position
+        earliest, latest = ts - self.rules.viewability_horizon_ms, ts + self.rules.early_ms
+        matching = [row for row in self.impressions.rows_of(key) if earliest <= column[position(row)] <= latest]
+        return matching[-1] if matching else None
+
+    def _earliest_possible_render(self) -> int:
+        """Return the time before which every further render would be late."""
+        return self.progress[RENDERS].stream_time - self.rules.lateness_ms
+
+    def _meet(self, row: int, says: int, click: int) -> Outcome:
+        """Decide a view or click that has met its render: rules 7, 4 and 8, in this order."""
+        bits = self.impressions.bits[self.impressions.position(row)]
+        if not bits & COUNTED:
+            return Outcome.ORPHAN
+        if says:
+            duplicate = bool(bits & SAID) if says == SAID_UNDETERMINED else not says & ~bits
+        else:
+            earlier = self.clicked.get(row, ())
+            duplicate = click in earlier if click else bool(earlier)
+        if duplicate:
+            return Outcome.DUPLICATE
+        self._mark(row, says, click)
+        self._marks.append(Mark(row, says, click))
+        return Outcome.COUNTED
+
+    def _priced(self, render: Render) -> tuple[int, Ledger]:
+        """Return what a render costs in nano-units, and whose figures it goes to."""
+        cost = impression_nano(bytes(render.price), render.price_unit or "cpm")
+        currency = NO_CURRENCY if cost is None else render.currency or DEFAULT_CURRENCY
+        return cost or 0, self._ledger((render.campaign_id, currency, render.source or DEFAULT_SOURCE))
+
+    def _ledger(self, name: tuple[str, str, str]) -> Ledger:
+        ledger = self.ledgers.get(name)
+        if ledger is None:
+            ledger = self.ledgers[name] = Ledger(Series(*name))
+        return ledger
+
+    # --- waiting for a render --------------------------------------------------------------------------------------
+
+    def _wait(self, waiting: Waiting) -> None:
+        self._hold(waiting)
+        self._added[waiting.topic, waiting.offset] = waiting
+
+    def _hold(self, waiting: Waiting) -> None:
+        self.waiting.setdefault(waiting.key, []).append(waiting)
+        self._held[waiting.topic, waiting.offset] = waiting
+        self._due.add(waiting)
+
+    def _meet_waiting(self, key: int, row: int) -> None:
+        """Bring what waited for an identity to its new row, each topic in the order of its offsets."""
+        render_ts = self.impressions.ts[self.impressions.position(row)]
+        earliest, latest = render_ts - self.rules.early_ms, render_ts + self.rules.viewability_horizon_ms
+        for waiting in [waiting for waiting in self.waiting[key] if earliest <= waiting.ts <= latest]:
+            self._settle(waiting, self._meet(row, waiting.says, waiting.click))
+
+    def _settle_orphans(self) -> None:
+        for waiting in self._due.before(self._earliest_possible_render() - self.rules.early_ms):
+            self._settle(waiting, Outcome.ORPHAN)
+
+    def _settle(self, waiting: Waiting, outcome: Outcome) -> None:
+        self._release(waiting)
+        self.progress[waiting.topic].outcomes[outcome] += 1
+        if self._added.pop((waiting.topic, waiting.offset), None) is None:
+            self._settled.append((waiting.topic, waiting.offset))
+
+    def _release(self, waiting: Waiting) -> None:
+        self._due.remove(waiting)
+        del self._held[waiting.topic, waiting.offset]
+        of_key = self.waiting[waiting.key]
+        of_key.remove(waiting)
+        if not of_key:
+            del self.waiting[waiting.key]
+
+    # --- effects: what `apply` does and `fold` repeats -------------------------------------------------------------
+
+    def _remember(self, key: int, ts: int, cost: int, ledger: Ledger, bits: int) -> None:
+        self.impressions.append(key, ts, cost, ledger, bits)
+        pane = pane_of(ts)
+        if pane >= self.bound:
+            cell = ledger.touch(pane)
+            cell.gross += 1
+            cell.served += 1
+            cell.spend += cost
+            cell.revision += 1
+
+    def _mark(self, row: int, says: int, click: int) -> None:
+        impressions = self.impressions
+        position = impressions.position(row)
+        before = impressions.bits[position]
+        after = before | says | _CREDITS[says]
+        impressions.bits[position] = after
+        if not says:
+            self.clicked.setdefault(row, set()).add(click)
+        pane = pane_of(impressions.ts[position])
+        if pane >= self.bound:
+            gained = after & ~before
+            cell = impressions.ledgers[position].touch(pane)
+            cell.measurable += bool(gained & MEASURABLE)
+            cell.viewable += bool(gained & VIEWABLE)
+            cell.clicks += not says
+            cell.revision += 1
+
+    def _forget(self, bound: int) -> None:
+        """Forget panes before a bound, and renders that neither a view nor a duplicate can refer to any more."""
+        if bound > self.bound:
+            for name, ledger in list(self.ledgers.items()):
+                ledger.forget(self.bound, bound)
+                if not ledger.panes:
+                    del self.ledgers[name]
+            self.bound = bound
+        horizon = self._earliest_possible_render() - self.rules.dedup_horizon_ms
+        for row in self.impressions.forget_before(min(bound, horizon)):
+            self.clicked.pop(row, None)
+
+    # --- the journal: taking deltas and folding them -----------------------------------------------------------------
+
+    def final_before(self) -> int:
+        """Return the start of the first pane that an acceptable event can still change (README, windows)."""
+        stream_times = [progress.stream_time for progress in self.progress.values()]
+        if NEVER in stream_times:
+            return 0
+        renders, *others = stream_times
+        last_word = min(renders, *(other - self.rules.viewability_horizon_ms for other in others))
+        return max(0, pane_of(last_word - self.rules.lateness_ms))
+
+    def touched(self) -> list[Touched]:
+        """Return the cells that changed since the last `take`: read them before the next `apply`."""
+        return [
+            Touched(ledger.series, pane, ledger.panes[pane])
+            for ledger in self.ledgers.values()
+            for pane in sorted(ledger.touched)
+        ]
+
+    def cells(self) -> list[Touched]:
+        """Return every cell that is held: read them before the next `apply`."""
+        return [
+            Touched(ledger.series, pane, cell)
+            for ledger in self.ledgers.values()
+            for pane, cell in sorted(ledger.panes.items())
+        ]
+
+    def take(self, confirmed: int = 0) -> Delta:
+        """Close the journal record that is being gathered and return it; what is below `confirmed` is forgotten.
+
+        `confirmed` is the `final_before` of a partial whose delivery is confirmed. Nothing is forgotten before
+        that, or a cell's last word could be lost with the partial.
+        """
+        delta = Delta(
+            seq=self.seq,
+            fences_before=self._taken_fences,
+            progress=[progress.copy() for progress in self.progress.values()],
+            reasons=dict(self.reasons),
+            bound=max(self.bound, confirmed),
+            rows=self.impressions.rows_from(self._taken_row),
+            marks=self._marks,
+            waiting=list(self._added.values()),
+            settled=self._settled,
+        )
+        self._close(delta)
+        return delta
+
+    def fold(self, delta: Delta) -> None:
+        """Repeat what a delta says. Deltas are folded in the order of their numbers, from the oldest one kept."""
+        self.seq = delta.seq
+        if not self._records:
+            self.impressions.first = delta.rows.first
+        for place in delta.settled:
+            if place in self._held:
+                self._release(self._held[place])
+        for key, ts, cost, series, bits in delta.rows:
+            self._remember(key, ts, cost, self._ledger((series.campaign_id, series.currency, series.source)), bits)
+        for mark in delta.marks:
+            if mark.row >= self.impressions.first:
+                self._mark(mark.row, mark.says, mark.click)
+        for waiting in delta.waiting:
+            self._hold(waiting)
+        self.progress = dict(zip(TOPICS, (progress.copy() for progress in delta.progress), strict=True))
+        self.reasons = dict(delta.reasons)
+        self._close(delta)
+
+    def _close(self, delta: Delta) -> None:
+        for ledger in self.ledgers.values():
+            ledger.touched.clear()
+        self._forget(delta.bound)
+        self._records.append((delta.seq, self.impressions.end))
+        self.seq = delta.seq + 1
+        self._open()
+
+    def expired(self) -> list[int]:
+        """Return, once, the numbers of journal records that nothing needs any more, oldest first.
+
+        Call it when the last taken record is confirmed; the newest record is never among them.
+        """
+        numbers = []
+        needed = {waiting.seq for waiting in self._held.values()}
+        while len(self._records) > 1:
+            seq, end = self._records[0]
+            if end > self.impressions.first or seq in needed:
+                break
+            numbers.append(seq)
+            self._records.popleft()
+        return numbers
+
+
+class _DueDates:
+    """What waits, by the pane of its time, so that what can wait no longer is found without a search."""
+
+    def __init__(self) -> None:
+        self._panes: dict[int, dict[tuple[str, int], Waiting]] = {}
+        self._order: list[int] = []
+
+    def add(self, waiting: Waiting) -> None:
+        pane = pane_of(waiting.ts)
+        if pane not in self._panes:
+            self._panes[pane] = {}
+            heapq.heappush(self._order, pane)
+        self._panes[pane][waiting.topic, waiting.offset] = waiting
+
+    def remove(self, waiting: Waiting) -> None:
+        self._panes.get(pane_of(waiting.ts), {}).pop((waiting.topic, waiting.offset), None)
+
+    def before(self, ts_ms: int) -> list[Waiting]:
+        """Return what has an earlier time; panes that are empty and past are dropped."""
+        found: list[Waiting] = []
+        while self._order and self._order[0] < ts_ms:
+            held = self._panes[self._order[0]]
+            found += [waiting for waiting in held.values() if waiting.ts < ts_ms]
+            if self._order[0] + PANE_MS > ts_ms:
+                break
+            del self._panes[heapq.heappop(self._order)]
+        return found

@@ -1,0 +1,304 @@
+"""One partition of campaigns: adds up what all partitions of viewers count, and cuts it into windows.
+
+Law: what a source partition says is absolute and versioned, so taking it twice, or an old word after a new one,
+changes nothing. A minute is folded into the lifetime totals once, when nothing acceptable can change it; the bound is
+kept with the sums, and whatever lies below it is ignored ever after.
+
+    partials of source partition 0 ─┐                        ┌─> totals, rolling windows    (gauges)
+    partials of source partition 1 ─┼─> take ─> minutes ─────┼─> tumbling windows           (topic campaign-windows)
+    ...                            ─┘                        └─> rows                       (Faust table)
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from streams.core import rates
+from streams.core.money import decimal_text
+from streams.core.panes import TUMBLING_MS, Cell, Rolling, Series, minute_of, pane_of
+from streams.core.partition import NEVER, Touched
+
+PUBLISH_DELAY_MS = 10_000
+"""A tumbling window is first published when stream time has passed its end by this much."""
+
+
+class Head(msgspec.Struct, frozen=True, array_like=True):
+    """What a source partition says of itself with every partial."""
+
+    epoch: int
+    seq: int
+    partitions: int
+    """How many source partitions there are."""
+    stream_time: int
+    """Of its `renders`, in ms; NEVER if there was none."""
+    idle: bool
+    final_before: int
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Order of what one source partition says: owners first, then their journal records."""
+        return self.epoch, self.seq
+
+
+class Partial(msgspec.Struct, frozen=True, array_like=True):
+    """Cells of one source partition as they are now: all figures of each, not the changes."""
+
+    partition: int
+    head: Head
+    cells: list[Touched]
+
+
+class Share(msgspec.Struct, array_like=True):
+    """What one source partition last said of one series and minute."""
+
+    version: tuple[int, int]
+    panes: dict[int, Cell]
+
+
+class RowKey(NamedTuple):
+    """A row of the table: a minute of a series, or its lifetime (`minute` None), or a source partition's head."""
+
+    series: Series | None
+    minute: int | None
+    partition: int | None = None
+
+
+class Lifetime(msgspec.Struct, array_like=True):
+    """The sum of all minutes before `bound`."""
+
+    bound: int
+    cell: Cell
+
+
+Row = dict[int, Share] | Lifetime | Head
+
+
+class Window(msgspec.Struct, frozen=True):
+    """One tumbling window of one campaign and currency, as published on `campaign-windows`."""
+
+    campaign_id: str
+    currency: str
+    start: int
+    end: int
+    served: int
+    measurable: int
+    viewable: int
+    clicks: int
+    spend: str
+    cpm: float | None
+    vcpm: float | None
+    viewable_rate: float | None
+    measured_rate: float | None
+    revision: int
+    final: bool
+
+
+class Account:
+    """All that is known of one series: its minutes by source partition, its totals and its rolling windows."""
+
+    __slots__ = ("lifetime", "minutes", "rolling", "series", "total")
+
+    def __init__(self, series: Series, windows_ms: tuple[int, ...]) -> None:
+        self.series = series
+        self.minutes: dict[int, dict[int, Share]] = {}
+        self.lifetime = Lifetime(0, Cell())
+        self.total = Cell()
+        """Lifetime and minutes together, kept by difference."""
+        self.rolling = Rolling(windows_ms)
+
+    def put(self, pane: int, old: Cell | None, new: Cell) -> None:
+        """Bring totals and windows from a cell's old figures to its new ones."""
+        difference = new.copy()
+        if old is not None:
+            difference.add(old, -1)
+        self.total.add(difference)
+        self.rolling.add(pane, difference)
+
+    def sum_of(self, minute: int) -> Cell:
+        """Return a minute's figures over all source partitions."""
+        total = Cell()
+        for share in self.minutes[minute].values():
+            for cell in share.panes.values():
+                total.add(cell)
+        return total
+
+
+class Rollup:
+    """The state of one partition of campaigns. Build it empty and `load` its table rows, then `apply` partials."""
+
+    def __init__(self, windows_ms: tuple[int, ...], billing_source: str) -> None:
+        self.windows_ms = windows_ms
+        self.billing_source = billing_source
+        self.heads: dict[int, Head] = {}
+        self.accounts: dict[Series, Account] = {}
+        self._by_minute: dict[int, set[Series]] = {}
+        self._changed: set[RowKey] = set()
+        self._unpublished: set[tuple[int, Series]] = set()
+        self._final_published = 0
+        self._now = NEVER
+
+    # --- taking partials -----------------------------------------------------------------------------------------
+
+    def apply(self, partial: Partial) -> None:
+        """Take a partial whole, or refuse it whole if an owner before the newest one of its partition sent it."""
+        known = self.heads.get(partial.partition)
+        if known is not None and partial.head.epoch < known.epoch:
+            return
+        for touched in partial.cells:
+            self._take(partial.partition, partial.head.version, touched)
+        if known is None or partial.head.version >= known.version:
+            self.heads[partial.partition] = partial.head
+            self._changed.add(RowKey(None, None, partial.partition))
+        self._advance()
+
+    def _take(self, partition: int, version: tuple[int, int], touched: Touched) -> None:
+        account = self._account(touched.series)
+        if touched.pane < account.lifetime.bound:
+            return
+        minute = minute_of(touched.pane)
+        shares = self._minute(account, minute)
+        share = shares.get(partition)
+        if share is None:
+            share = shares[partition] = Share(version, {})
+        elif version < share.version:
+            return
+        share.version = version
+        account.put(touched.pane, share.panes.get(touched.pane), touched.cell)
+        share.panes[touched.pane] = touched.cell
+        self._changed.add(RowKey(touched.series, minute))
+        self._unpublished.add((minute, touched.series))
+
+    def _account(self, series: Series) -> Account:
+        account = self.accounts.get(series)
+        if account is None:
+            account = self.accounts[series] = Account(series, self.windows_ms)
+            account.rolling.advance(self._now)
+        return account
+
+    def _minute(self, account: Account, minute: int) -> dict[int, Share]:
+        shares = account.minutes.get(minute)
+        if shares is None:
+            shares = account.minutes[minute] = {}
+            self._by_minute.setdefault(minute, set()).add(account.series)
+        return shares
+
+    def _advance(self) -> None:
+        now = pane_of(self.stream_time())
+        if now > self._now:
+            self._now = now
+            for account in self.accounts.values():
+                account.rolling.advance(now)
+
+    # --- time ----------------------------------------------------------------------------------------------------
+
+    def stream_time(self) -> int:
+        """Return T: the smallest render stream time over the source partitions that are not idle, or NEVER."""
+        heads = [head for head in self.heads.values() if head.stream_time != NEVER]
+        busy = [head.stream_time for head in heads if not head.idle]
+        return min(busy) if busy else max((head.stream_time for head in heads), default=NEVER)
+
+    def final_before(self) -> int:
+        """Return the time before which no source partition can change anything any more; 0 while one has not spoken."""
+        partitions = max((head.partitions for head in self.heads.values()), default=0)
+        if partitions == 0 or any(partition not in self.heads for partition in range(partitions)):
+            return 0
+        return min(head.final_before for head in self.heads.values())
+
+    # --- tumbling windows ----------------------------------------------------------------------------------------
+
+    def windows(self) -> list[Window]:
+        """Return, once, the tumbling windows to publish: due and changed, or final since the last call."""
+        final, due = self.final_before(), self.stream_time() - PUBLISH_DELAY_MS
+        ready = {place for place in self._unpublished if place[0] + TUMBLING_MS <= max(final, due)}
+        self._unpublished -= ready
+        for minute in [m for m in self._by_minute if self._final_published < m + TUMBLING_MS <= final]:
+            ready |= {(minute, series) for series in self._by_minute[minute]}
+        self._final_published = max(self._final_published, final)
+        return [
+            self._window(self.accounts[series], minute, final)
+            for minute, series in sorted(ready)
+            if series.source == self.billing_source
+        ]
+
+    def _window(self, account: Account, minute: int, final: int) -> Window:
+        cell, series = account.sum_of(minute), account.series
+        return Window(
+            campaign_id=series.campaign_id,
+            currency=series.currency,
+            start=minute,
+            end=minute + TUMBLING_MS,
+            served=cell.served,
+            measurable=cell.measurable,
+            viewable=cell.viewable,
+            clicks=cell.clicks,
+            spend=decimal_text(cell.spend),
+            cpm=rates.cpm(cell),
+            vcpm=rates.vcpm(cell),
+            viewable_rate=rates.viewable_rate(cell),
+            measured_rate=rates.measured_rate(cell),
+            revision=cell.revision,
+            final=minute + TUMBLING_MS <= final,
+        )
+
+    # --- rows of the table -----------------------------------------------------------------------------------------
+
+    def fold_final(self) -> None:
+        """Fold minutes that are final and have left the longest window into the lifetime totals.
+
+        Call it when the windows returned so far are confirmed: what is folded is not published again.
+        """
+        bound = min(self._final_published, self.stream_time() - max(self.windows_ms))
+        for minute in sorted(minute for minute in self._by_minute if minute + TUMBLING_MS <= bound):
+            for series in self._by_minute.pop(minute):
+                account = self.accounts[series]
+                account.lifetime.cell.add(account.sum_of(minute))
+                account.lifetime.bound = minute + TUMBLING_MS
+                del account.minutes[minute]
+                self._unpublished.discard((minute, series))
+                self._changed |= {RowKey(series, None), RowKey(series, minute)}
+
+    def changed(self) -> Iterator[tuple[RowKey, Row | None]]:
+        """Yield, once, the rows that changed, None for a row to delete; lifetimes before the deletions, heads last."""
+        changed, self._changed = self._changed, set()
+        lifetimes = [key for key in changed if key.series is not None and key.minute is None]
+        minutes = [key for key in changed if key.minute is not None]
+        heads = [key for key in changed if key.series is None]
+        for key in lifetimes + minutes + heads:
+            yield key, self._row(key)
+
+    def _row(self, key: RowKey) -> Row | None:
+        if key.partition is not None:
+            return self.heads[key.partition]
+        assert key.series is not None  # noqa: S101
+        account = self.accounts[key.series]
+        return account.lifetime if key.minute is None else account.minutes.get(key.minute)
+
+    def load(self, rows: Iterable[tuple[RowKey, Row]]) -> None:
+        """Rebuild an empty rollup from the rows of its table."""
+        rows = list(rows)
+        for key, row in rows:
+            if isinstance(row, Head):
+                assert key.partition is not None  # noqa: S101
+                self.heads[key.partition] = row
+        self._advance()
+        for key, row in rows:
+            if isinstance(row, Lifetime):
+                assert key.series is not None  # noqa: S101
+                account = self._account(key.series)
+                account.lifetime = row
+                account.total.add(row.cell)
+        for key, row in rows:
+            if isinstance(row, dict):
+                self._load_minute(key, row)
+
+    def _load_minute(self, key: RowKey, shares: dict[int, Share]) -> None:
+        assert key.series is not None and key.minute is not None  # noqa: S101
+        account = self._account(key.series)
+        if key.minute < account.lifetime.bound:
+            return
+        self._minute(account, key.minute).update(shares)
+        self._unpublished.add((key.minute, key.series))
+        for share in shares.values():
+            for pane, cell in share.panes.items():
+                account.put(pane, None, cell)

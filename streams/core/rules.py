@@ -1,0 +1,40 @@
+"""The settings that counting depends on, and the names of what can become of an event.
+
+Law: the same records under the same rules give the same numbers, so every one of these is part of the state.
+"""
+
+from enum import IntEnum
+from typing import Final
+
+import msgspec
+
+SECOND: Final = 1_000
+MINUTE: Final = 60 * SECOND
+HOUR: Final = 60 * MINUTE
+
+
+class Outcome(IntEnum):
+    """What became of an event: exactly one of these. The rules run in this order and the first that speaks decides."""
+
+    MALFORMED = 0
+    FUTURE = 1
+    LATE = 2
+    DUPLICATE = 3
+    INVALID_TRAFFIC = 4
+    REFRESH = 5
+    ORPHAN = 6
+    COUNTED = 7
+
+
+OUTCOME_NAMES: Final = tuple(outcome.name.lower() for outcome in Outcome)
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """All horizons and policies of counting. Times in milliseconds of event time."""
+
+    lateness_ms: int = HOUR
+    dedup_horizon_ms: int = HOUR
+    viewability_horizon_ms: int = HOUR
+    early_ms: int = 10 * SECOND
+    """How far a view or click may lie before its render: clocks of one browser are read twice."""
+    billing_source: str = "adserver"
