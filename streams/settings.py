@@ -1,0 +1,123 @@
+"""All settings, read once, in one place, and frozen: defaults < streams.toml < environment `STREAMS_*` < flags."""
+
+import re
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from streams.core.events import DEFAULT_SOURCE
+from streams.core.panes import PANE_MS
+from streams.core.rules import Rules
+
+_UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")
+_LONGEST_WINDOW_MS: Final = 86_400_000
+
+
+class SettingsError(Exception):
+    """Settings that cannot be used; the message has a line for each one that is wrong."""
+
+
+def duration_ms(text: Any) -> Any:
+    """Return a duration such as "30s", "10m", "1h" in milliseconds; anything that is no text is left alone."""
+    if not isinstance(text, str):
+        return text
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("a duration such as 30s, 10m, 1h or 1d is needed")
+    return int(match[1]) * _UNITS_MS[match[2]]
+
+
+def _windows(text: Any) -> Any:
+    return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
+
+
+def _whole_panes(windows: tuple[str, ...]) -> tuple[str, ...]:
+    for window in windows:
+        length = duration_ms(window)
+        if not 0 < length <= _LONGEST_WINDOW_MS or length % PANE_MS:
+            raise ValueError(f"{window}: a window is a multiple of {PANE_MS // 1000}s, up to 1d")
+    return windows
+
+
+Duration = Annotated[int, BeforeValidator(duration_ms), Field(gt=0)]
+Windows = Annotated[tuple[str, ...], BeforeValidator(_windows), AfterValidator(_whole_panes), Field(min_length=1)]
+
+
+class Settings(BaseSettings):
+    """Every setting with its default. Durations are milliseconds inside and texts such as `30s` outside."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="STREAMS_", toml_file="streams.toml", frozen=True, extra="forbid", enable_decoding=False
+    )
+
+    broker: str = Field("127.0.0.1:9092", description="Kafka bootstrap address, host:port[,host:port]")
+    topic_prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="Goes before every topic name")
+    group: str = Field(
+        "impression-streams", pattern=r"^[A-Za-z0-9._-]+$", description="Consumer group; the prefix goes before it"
+    )
+    http_host: str = Field("127.0.0.1", description="Address that the HTTP server binds to")
+    http_port: int = Field(6066, ge=0, le=65535, description="Port of /, /metrics, /healthz and /readyz; 0 = any")
+
+    lateness: Duration = Field(3_600_000, description="An event further behind its topic partition is late")
+    dedup_horizon: Duration = Field(3_600_000, description="Renders of one identity this close are one impression")
+    viewability_horizon: Duration = Field(3_600_000, description="How long after its render a view or click counts")
+    billing_source: str = Field(DEFAULT_SOURCE, min_length=1, description="The source whose counts are billed")
+    windows: Windows = Field(("1m", "5m", "1h"), description="Rolling windows, each a multiple of 10s, up to 1d")
+    min_sample: int = Field(1, ge=1, description="A ratio is absent while its denominator is smaller")
+    idle: int = Field(30_000, description="A topic partition this long without records is idle; 0 = never")
+
+    commit_interval: Duration = Field(200, description="How often counts are journaled and shown")
+    session_timeout: Duration = Field(6_000, description="After this long without heartbeat a worker is dead")
+    log_level: str = Field("info", pattern=r"^(debug|info|warning|error)$", description="Least severe log shown")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order of precedence, strongest first."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def rules(self) -> Rules:
+        """The part that counting depends on."""
+        return Rules(
+            lateness_ms=self.lateness,
+            dedup_horizon_ms=self.dedup_horizon,
+            viewability_horizon_ms=self.viewability_horizon,
+            billing_source=self.billing_source,
+        )
+
+    @property
+    def windows_ms(self) -> tuple[int, ...]:
+        """Lengths of the rolling windows, in the order of `windows`."""
+        return tuple(duration_ms(window) for window in self.windows)
+
+    def topic(self, name: str) -> str:
+        """Return the full name of a topic."""
+        return self.topic_prefix + name
+
+
+def load(**flags: Any) -> Settings:
+    """Read the settings; flags that are None are not given. Raises SettingsError with a line for every error."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError("\n".join(_line(problem) for problem in error.errors())) from None
+
+
+def _line(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"STREAMS_{name.upper()}={problem['input']!r}: {message}"

@@ -1,0 +1,159 @@
+"""The program's own records: journal, partials, rows of the campaign table, windows, dead letters.
+
+Everything but windows and dead letters is MessagePack behind a seal: two letters for what it is, a format version,
+and a 64-bit checksum. A record that does not open is refused by name; guessing would be miscounting.
+"""
+
+import struct
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import msgspec
+import xxhash
+
+from streams.core.panes import Series
+from streams.core.partition import Delta, Refused
+from streams.core.rollup import Head, Lifetime, Partial, Row, RowKey, Share, Window
+
+FORMAT: Final = 1
+
+T = TypeVar("T")
+
+_SEAL = struct.Struct(">2sBQ")
+_JOURNAL_KEY = struct.Struct(">IQQ")
+_PARTITION = struct.Struct(">I")
+_pack = msgspec.msgpack.encode
+
+
+class RecordError(Exception):
+    """A record of the program's own that cannot be read: it is damaged, or a newer version wrote it."""
+
+
+def _seal(kind: bytes, payload: bytes) -> bytes:
+    return _SEAL.pack(kind, FORMAT, xxhash.xxh3_64_intdigest(payload)) + payload
+
+
+def _open(kind: bytes, data: bytes, decode: Callable[[bytes], T]) -> T:
+    if len(data) < _SEAL.size:
+        raise RecordError("shorter than a seal")
+    found, version, checksum = _SEAL.unpack_from(data)
+    payload = data[_SEAL.size :]
+    if found != kind:
+        raise RecordError(f"expected a record of kind {kind!r}, found {found!r}")
+    if version > FORMAT:
+        raise RecordError(f"format {version} is newer than this program's {FORMAT}")
+    if xxhash.xxh3_64_intdigest(payload) != checksum:
+        raise RecordError("checksum does not match")
+    return decode(payload)
+
+
+# --- journal -----------------------------------------------------------------------------------------------------------
+
+_delta = msgspec.msgpack.Decoder(Delta).decode
+
+
+def journal_key(partition: int, epoch: int, seq: int) -> bytes:
+    """Return the key of a journal record. The partition comes first: it names the changelog partition."""
+    return _JOURNAL_KEY.pack(partition, epoch, seq)
+
+
+def journal_position(key: bytes) -> tuple[int, int, int]:
+    """Return (partition, epoch, seq) of a journal key."""
+    partition, epoch, seq = _JOURNAL_KEY.unpack(key)
+    return partition, epoch, seq
+
+
+def encode_delta(delta: Delta) -> bytes:
+    """Return a delta as the value of a journal record."""
+    return _seal(b"JR", _pack(delta))
+
+
+def decode_delta(data: bytes) -> Delta:
+    """Return the delta in a journal record's value. Raises RecordError."""
+    return _open(b"JR", data, _delta)
+
+
+# --- partials ----------------------------------------------------------------------------------------------------------
+
+_partial = msgspec.msgpack.Decoder(Partial).decode
+
+
+def encode_partial(partial: Partial) -> bytes:
+    """Return a partial as a record's value."""
+    return _seal(b"PA", _pack(partial))
+
+
+def decode_partial(data: bytes) -> Partial:
+    """Return the partial in a record's value. Raises RecordError."""
+    return _open(b"PA", data, _partial)
+
+
+# --- rows of the campaign table ----------------------------------------------------------------------------------------
+
+_ROWS: Final[dict[bytes, Callable[[bytes], Any]]] = {
+    b"HE": msgspec.msgpack.Decoder(Head).decode,
+    b"LI": msgspec.msgpack.Decoder(Lifetime).decode,
+    b"MI": msgspec.msgpack.Decoder(dict[int, Share]).decode,
+}
+_row_key = msgspec.msgpack.Decoder(tuple[Series | None, int | None, int | None]).decode
+
+
+def encode_row_key(table_partition: int, key: RowKey) -> bytes:
+    """Return the key of a row; the partition of the table comes first."""
+    return _PARTITION.pack(table_partition) + _pack(tuple(key))
+
+
+def decode_row_key(data: bytes) -> tuple[int, RowKey]:
+    """Return (partition of the table, key) of a row's key."""
+    return _PARTITION.unpack_from(data)[0], RowKey(*_row_key(data[_PARTITION.size :]))
+
+
+def encode_row(row: Row) -> bytes:
+    """Return a row as a record's value."""
+    kind = b"HE" if isinstance(row, Head) else b"LI" if isinstance(row, Lifetime) else b"MI"
+    return _seal(kind, _pack(row))
+
+
+def decode_row(data: bytes) -> Row:
+    """Return the row in a record's value. Raises RecordError."""
+    kind = data[:2]
+    if kind not in _ROWS:
+        raise RecordError(f"no row of kind {kind!r}")
+    row: Row = _open(kind, data, _ROWS[kind])
+    return row
+
+
+# --- windows -----------------------------------------------------------------------------------------------------------
+
+
+def window_key(window: Window) -> bytes:
+    """Return the key `campaign|currency|start_ms` of a window on `campaign-windows`."""
+    return f"{window.campaign_id}|{window.currency}|{window.start}".encode()
+
+
+def encode_window(window: Window) -> bytes:
+    """Return a window as JSON."""
+    return msgspec.json.encode(window)
+
+
+# --- dead letters ------------------------------------------------------------------------------------------------------
+
+Headers = list[tuple[str, bytes]]
+
+
+def letter_key(letter: Refused, partition: int) -> bytes:
+    """Return the key `topic|partition|offset`: a letter that is sent again is the same letter."""
+    return f"{letter.topic}|{partition}|{letter.offset}".encode()
+
+
+def letter_headers(letter: Refused, partition: int, timestamp_ms: int, key: bytes | None) -> Headers:
+    """Return what is known of a record that was refused; its own bytes are the letter's value, unchanged."""
+    headers = [
+        ("reason", letter.reason.encode()),
+        ("detail", letter.detail.encode()),
+        ("topic", letter.topic.encode()),
+        ("partition", str(partition).encode()),
+        ("offset", str(letter.offset).encode()),
+        ("timestamp", str(timestamp_ms).encode()),
+    ]
+    return headers if key is None else [*headers, ("key", key)]
