@@ -1,0 +1,21 @@
+"""The `streams` command: one file a verb, registered here."""
+
+import typer
+
+from streams.cli import topics
+
+app = typer.Typer(
+    name="streams",
+    help="Count ad impressions from Kafka, exactly: served, measurable, viewable, CPM and vCPM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+app.add_typer(topics.app, name="topics")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,49 @@
+"""What several verbs share: flags, settings, and how an error is told."""
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import orjson
+import typer
+
+from streams.kafka.topics import TopicsError
+from streams.settings import Settings, SettingsError, load
+
+T = TypeVar("T")
+
+BrokerOption = Annotated[
+    str | None, typer.Option("--broker", help="Kafka bootstrap address (STREAMS_BROKER).", show_default="127.0.0.1:9092")
+]
+PrefixOption = Annotated[
+    str | None, typer.Option("--topic-prefix", help="Goes before every topic name (STREAMS_TOPIC_PREFIX).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Say in one place what went wrong, and end with an exit code: 1 failed, 2 usage."""
+    typer.echo(f"streams: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def settings_from(**flags: Any) -> Settings:
+    """Return the settings, or end with every error in them."""
+    try:
+        return load(**flags)
+    except SettingsError as error:
+        fail(f"settings:\n{error}", 2)
+
+
+def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run work on Kafka to its end; what is wrong with the topics or the broker is one clear line."""
+    try:
+        return asyncio.run(work)
+    except TopicsError as error:
+        fail(str(error))
+
+
+def write_json(value: Any) -> None:
+    """Print a value as JSON on standard output."""
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")

@@ -1,0 +1,242 @@
+"""Stage 1, `qualify`: owns partitions of viewers, decides every event, and tells stage 2 what it counted.
+
+Law: an offset is committed only when what its record did is in the journal, and the journal is written only when the
+letters of its records are delivered. The steps of a commit are numbered; each waits for the one before it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from functools import lru_cache
+from time import monotonic
+from typing import Any, Final, NamedTuple
+
+import xxhash
+
+from streams.core.events import RENDERS, TOPICS
+from streams.core.partition import Batch, Partition, Touched
+from streams.core.rollup import Head, Partial
+from streams.core.rules import Rules
+from streams.kafka.topics import DEAD_LETTERS, PARTIALS
+from streams.kafka.transport import Outbox, PartitionTable, RecordBatch
+from streams.wire.events import decoder
+from streams.wire.records import (
+    Headers,
+    RecordError,
+    decode_delta,
+    encode_delta,
+    encode_partial,
+    journal_key,
+    journal_position,
+    letter_headers,
+    letter_key,
+)
+
+CHUNK: Final = 1_000
+"""Records applied at a time: the event loop is held no longer, so that heartbeats and scrapes are answered."""
+
+EPOCH: Final = 0
+
+
+class JournalError(Exception):
+    """A journal that cannot be trusted: the worker must not start on it."""
+
+
+class Letter(NamedTuple):
+    """A dead letter, ready to be sent."""
+
+    key: bytes
+    value: bytes | None
+    headers: Headers
+
+
+class Owned:
+    """A partition of viewers that this worker owns, with what its next commit has to carry."""
+
+    def __init__(self, number: int, state: Partition) -> None:
+        self.number = number
+        self.state = state
+        self.letters: list[Letter] = []
+        self.applied: list[Any] = []
+        """Events whose records are all applied, to be acknowledged when they are in the journal."""
+        self.claimed = False
+        """Whether stage 2 has been told every cell since this worker took the partition."""
+        self.changed = False
+        """Whether records were applied since the last commit."""
+        self.idle = False
+        self.confirmed = 0
+        """The `final_before` of the newest partial that is known to be delivered."""
+        self.consumed_at = dict.fromkeys(TOPICS, monotonic())
+        self.appended_ms = dict.fromkeys(TOPICS, 0)
+        """Kafka timestamp of the newest applied record of each topic."""
+
+
+class Commit(NamedTuple):
+    """What one commit writes for one partition."""
+
+    owned: Owned
+    letters: list[Letter]
+    seq: int
+    delta: bytes
+    expired: list[int]
+    partials: list[bytes]
+    """One for each partition of `campaign-partials`."""
+    final_before: int
+    applied: list[Any]
+
+
+class Qualify:
+    """The agent of stage 1 and its commits."""
+
+    def __init__(self, rules: Rules, prefix: str, idle_s: float, journal: PartitionTable, outbox: Outbox) -> None:
+        self.rules = rules
+        self.prefix = prefix
+        self.idle_s = idle_s
+        self.journal = journal
+        self.outbox = outbox
+        self.owned: dict[int, Owned] = {}
+        self.partitions = 0
+        self._committing = asyncio.Lock()
+
+    # --- owning partitions ---------------------------------------------------------------------------------------
+
+    def claim(self, numbers: Iterable[int], partitions: int) -> None:
+        """Take partitions over: fold the journal of each into its state. Raises JournalError."""
+        self.partitions = partitions
+        wanted = set(numbers)
+        records: dict[int, list[tuple[int, int, bytes]]] = {number: [] for number in wanted}
+        for key, value in self.journal.items():
+            number, epoch, seq = journal_position(key)
+            if number in wanted:
+                records[number].append((epoch, seq, value))
+        self.owned = {number: Owned(number, self._folded(number, records[number])) for number in sorted(wanted)}
+
+    def _folded(self, number: int, records: list[tuple[int, int, bytes]]) -> Partition:
+        state = Partition(self.rules)
+        fences: list[int] | None = None
+        for epoch, seq, value in sorted(records):
+            try:
+                delta = decode_delta(value)
+            except RecordError as error:
+                raise JournalError(f"journal record {number}/{epoch}/{seq}: {error}") from None
+            if fences is not None and delta.fences_before != fences:
+                raise JournalError(f"journal record {number}/{epoch}/{seq}: a record before it is missing")
+            state.fold(delta)
+            fences = [progress.fence for progress in delta.progress]
+        return state
+
+    def release(self) -> None:
+        """Forget all partitions: their state lives on in the journal."""
+        self.owned = {}
+
+    # --- applying ------------------------------------------------------------------------------------------------
+
+    async def run(self, events: AsyncIterator[Any]) -> None:
+        """Apply batches as they come. An error is our own bug: it ends the worker before anything is committed."""
+        async for event in events:
+            batch: RecordBatch = event.value
+            owned = self.owned[batch.partition]
+            topic = batch.topic.removeprefix(self.prefix)
+            decode = decoder(topic)
+            for start in range(0, len(batch.records), CHUNK):
+                self._apply(owned, topic, decode, batch.records[start : start + CHUNK])
+                await asyncio.sleep(0)
+            owned.applied.append(event)
+
+    def _apply(self, owned: Owned, topic: str, decode: Any, records: list[Any]) -> None:
+        last = records[-1]
+        values = [record.value for record in records]
+        offsets = [record.offset for record in records]
+        refused = owned.state.apply(Batch(topic, offsets, decode(values), last.offset + 1))
+        owned.changed = True
+        owned.consumed_at[topic] = monotonic()
+        owned.appended_ms[topic] = last.timestamp
+        if refused:
+            by_offset = {record.offset: record for record in records}
+            for letter in refused:
+                record = by_offset[letter.offset]
+                headers = letter_headers(letter, owned.number, record.timestamp, record.key)
+                owned.letters.append(Letter(letter_key(letter, owned.number), record.value, headers))
+
+    # --- committing ----------------------------------------------------------------------------------------------
+
+    async def commit(self) -> None:
+        """Bring all that was applied so far into the journal and to stage 2, then acknowledge it."""
+        async with self._committing:
+            commits = [self._gather(owned) for owned in self.owned.values() if self._is_due(owned)]
+            if commits:
+                await self._step_1_letters(commits)
+                await self._step_2_journal(commits)
+                await self._step_3_partials(commits)
+                self._step_4_acknowledge(commits)
+
+    def _is_due(self, owned: Owned) -> bool:
+        return owned.changed or not owned.claimed or owned.idle != self._is_idle(owned)
+
+    def _is_idle(self, owned: Owned) -> bool:
+        return 0 < self.idle_s < monotonic() - owned.consumed_at[RENDERS]
+
+    def _gather(self, owned: Owned) -> Commit:
+        """Take what a partition gathered. Nothing is awaited here: a commit is one moment of the state."""
+        state = owned.state
+        owned.idle = self._is_idle(owned)
+        head = Head(
+            epoch=EPOCH,
+            seq=state.seq,
+            partitions=self.partitions,
+            stream_time=state.progress[RENDERS].stream_time,
+            idle=owned.idle,
+            final_before=state.final_before(),
+        )
+        cells = state.touched() if owned.claimed else state.cells()
+        expired = state.expired()
+        partials = _partials(owned.number, head, cells)
+        delta = encode_delta(state.take(owned.confirmed))
+        commit = Commit(owned, owned.letters, head.seq, delta, expired, partials, head.final_before, owned.applied)
+        owned.letters, owned.applied = [], []
+        owned.claimed, owned.changed = True, False
+        return commit
+
+    async def _step_1_letters(self, commits: list[Commit]) -> None:
+        """Deliver the dead letters: once the journal says that a record was read, nobody would write it again."""
+        for commit in commits:
+            for letter in commit.letters:
+                self.outbox.send(self.prefix + DEAD_LETTERS, letter.key, letter.value, headers=letter.headers)
+        if any(commit.letters for commit in commits):
+            await self.outbox.flush()
+
+    async def _step_2_journal(self, commits: list[Commit]) -> None:
+        """Write one record a partition, all of it or nothing, and delete those that nothing needs any more."""
+        for commit in commits:
+            self.journal[journal_key(commit.owned.number, EPOCH, commit.seq)] = commit.delta
+            for seq in commit.expired:
+                del self.journal[journal_key(commit.owned.number, EPOCH, seq)]
+        await self.outbox.flush()
+
+    async def _step_3_partials(self, commits: list[Commit]) -> None:
+        """Tell stage 2. What is lost here is sent again by the next owner, who sends every cell."""
+        for commit in commits:
+            for partition, partial in enumerate(commit.partials):
+                self.outbox.send(self.prefix + PARTIALS, b"%d" % commit.owned.number, partial, partition=partition)
+        await self.outbox.flush()
+        for commit in commits:
+            commit.owned.confirmed = commit.final_before
+
+    def _step_4_acknowledge(self, commits: list[Commit]) -> None:
+        """Let the offsets be committed."""
+        for commit in commits:
+            for event in commit.applied:
+                event.ack()
+
+
+def _partials(number: int, head: Head, cells: list[Touched]) -> list[bytes]:
+    """Return a partial for each partition of campaigns, with the head even where there is no cell."""
+    parts: list[list[Touched]] = [[] for _ in range(head.partitions)]
+    for touched in cells:
+        parts[campaign_partition(touched.series.campaign_id, head.partitions)].append(touched)
+    return [encode_partial(Partial(number, head, part)) for part in parts]
+
+
+@lru_cache(maxsize=65_536)
+def campaign_partition(campaign_id: str, partitions: int) -> int:
+    """Return the partition of campaigns that adds up a campaign, in all its currencies and sources."""
+    return xxhash.xxh3_64_intdigest(campaign_id.encode()) % partitions

@@ -1,0 +1,106 @@
+"""Stage 2, `rollup`: owns partitions of campaigns, adds up partials, and publishes windows.
+
+Law: what it holds can be had again from its table and the partials after the committed offset, and taking a partial
+twice changes nothing; so rows may be written far less often than gauges change.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from streams.core.rollup import Rollup, Row, RowKey
+from streams.kafka.topics import WINDOWS
+from streams.kafka.transport import Outbox, PartitionTable, RecordBatch
+from streams.wire.records import (
+    RecordError,
+    decode_partial,
+    decode_row,
+    decode_row_key,
+    encode_row,
+    encode_row_key,
+    encode_window,
+    window_key,
+)
+
+
+class TableError(Exception):
+    """A campaign table that cannot be trusted: the worker must not start on it."""
+
+
+class RollupStage:
+    """The agent of stage 2 and its commits."""
+
+    def __init__(
+        self, windows_ms: tuple[int, ...], billing_source: str, prefix: str, table: PartitionTable, outbox: Outbox
+    ) -> None:
+        self.windows_ms = windows_ms
+        self.billing_source = billing_source
+        self.prefix = prefix
+        self.table = table
+        self.outbox = outbox
+        self.owned: dict[int, Rollup] = {}
+        self._applied: list[Any] = []
+        self._committing = asyncio.Lock()
+
+    def claim(self, numbers: Iterable[int]) -> None:
+        """Take partitions over: load the rows of each. Raises TableError."""
+        self.owned = {number: Rollup(self.windows_ms, self.billing_source) for number in sorted(numbers)}
+        rows: dict[int, list[tuple[RowKey, Row]]] = {number: [] for number in self.owned}
+        for data, value in self.table.items():
+            number, key = decode_row_key(data)
+            if number in rows:
+                try:
+                    rows[number].append((key, decode_row(value)))
+                except RecordError as error:
+                    raise TableError(f"row {number}/{key}: {error}") from None
+        for number, rollup in self.owned.items():
+            rollup.load(rows[number])
+
+    def release(self) -> None:
+        """Forget all partitions: their state lives on in the table and the partials."""
+        self.owned, self._applied = {}, []
+
+    async def run(self, events: AsyncIterator[Any]) -> None:
+        """Apply partials as they come. One that cannot be read ends the worker: guessing would be miscounting."""
+        async for event in events:
+            batch: RecordBatch = event.value
+            rollup = self.owned[batch.partition]
+            for record in batch.records:
+                try:
+                    rollup.apply(decode_partial(record.value))
+                except RecordError as error:
+                    place = f"{batch.topic}/{batch.partition}/{record.offset}"
+                    raise TableError(f"partial {place}: {error}") from None
+                await asyncio.sleep(0)
+            self._applied.append(event)
+
+    async def commit(self) -> None:
+        """Publish due windows and bring changed rows into the table, then acknowledge the partials behind them."""
+        async with self._committing:
+            applied, self._applied = self._applied, []
+            if not applied:
+                return
+            owned = dict(self.owned)
+            self._step_1_windows(owned)
+            self._step_2_rows(owned)
+            await self.outbox.flush()
+            for rollup in owned.values():
+                rollup.fold_final()
+            for event in applied:
+                event.ack()
+
+    def _step_1_windows(self, owned: dict[int, Rollup]) -> None:
+        """Publish the tumbling windows that are due."""
+        for number, rollup in owned.items():
+            for window in rollup.windows():
+                self.outbox.send(self.prefix + WINDOWS, window_key(window), encode_window(window), partition=number)
+
+    def _step_2_rows(self, owned: dict[int, Rollup]) -> None:
+        """Write the rows that changed, each whole."""
+        for number, rollup in owned.items():
+            for key, row in rollup.changed():
+                data = encode_row_key(number, key)
+                if row is not None:
+                    self.table[data] = encode_row(row)
+                elif data in self.table:
+                    del self.table[data]

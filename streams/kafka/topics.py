@@ -1,0 +1,158 @@
+"""The topics: their names, and the partitions, retention and compaction that fit what each is used for."""
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from streams.core.events import TOPICS
+
+PARTIALS: Final = "campaign-partials"
+WINDOWS: Final = "campaign-windows"
+DEAD_LETTERS: Final = "dead-letters"
+JOURNAL: Final = "journal"
+CAMPAIGNS: Final = "campaigns"
+
+_DAY_MS: Final = 86_400_000
+_INPUT_BYTES: Final = 8 << 20
+_OWN_BYTES: Final = 16 << 20
+"""The program's own records and letters: a letter carries an input record whole, and its headers."""
+
+
+class Topic(NamedTuple):
+    """A topic and the settings that its use depends on."""
+
+    name: str
+    config: dict[str, str]
+
+
+class TopicsError(Exception):
+    """Topics that cannot be used as they are; the message says what to do."""
+
+
+def changelog(group: str, table: str) -> str:
+    """Return the name that Faust gives to a table's changelog topic."""
+    return f"{group}-{table}-changelog"
+
+
+def all_topics(prefix: str, group: str) -> list[Topic]:
+    """Return every topic that the program reads or writes, in the order in which to create them."""
+    compacted = {"cleanup.policy": "compact", "max.message.bytes": str(_OWN_BYTES)}
+    state = {**compacted, "segment.ms": str(3_600_000), "min.cleanable.dirty.ratio": "0.1"}
+    inputs = {
+        "cleanup.policy": "delete",
+        "retention.ms": str(7 * _DAY_MS),
+        # Rule 2 needs a clock that is not the sender's; and retention goes by record time, so that old event times
+        # in CreateTime records would be purged within minutes.
+        "message.timestamp.type": "LogAppendTime",
+        "max.message.bytes": str(_INPUT_BYTES),
+    }
+    kept = {"cleanup.policy": "delete", "max.message.bytes": str(_OWN_BYTES)}
+    return [
+        *(Topic(prefix + name, inputs) for name in TOPICS),
+        Topic(prefix + PARTIALS, {**kept, "retention.ms": str(7 * _DAY_MS)}),
+        Topic(prefix + WINDOWS, compacted),
+        Topic(prefix + DEAD_LETTERS, {**kept, "retention.ms": str(30 * _DAY_MS)}),
+        *(Topic(changelog(group, table), state) for table in (JOURNAL, CAMPAIGNS)),
+    ]
+
+
+class TopicAdmin:
+    """Creates and checks topics. Use as an async context manager."""
+
+    def __init__(self, broker: str) -> None:
+        self._client = AIOKafkaAdminClient(bootstrap_servers=broker, request_timeout_ms=10_000)
+
+    async def __aenter__(self) -> "TopicAdmin":
+        try:
+            await self._client.start()
+        except KafkaError as error:
+            await self._client.close()
+            raise TopicsError(f"broker not reachable: {error}") from None
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def partition_counts(self, names: Iterable[str]) -> dict[str, int]:
+        """Return how many partitions each of these topics has; those that do not exist are left out."""
+        found = await self._client.describe_topics(list(names))
+        return {topic["topic"]: len(topic["partitions"]) for topic in found if not topic["error_code"]}
+
+    async def create(self, topics: list[Topic], partitions: int, replication: int = 1) -> list[str]:
+        """Create the topics that are missing and return their names.
+
+        Raises TopicsError if one exists with another partition count: viewers and campaigns would be looked for in
+        partitions where they do not lie.
+        """
+        counts = await self.partition_counts(topic.name for topic in topics)
+        _refuse_other_counts(counts, partitions)
+        missing = [topic for topic in topics if topic.name not in counts]
+        response = await self._client.create_topics(
+            [
+                NewTopic(topic.name, partitions, replication, topic_configs=dict(topic.config))
+                for topic in missing
+            ]
+        )
+        for name, code, message in response.topic_errors:
+            error = for_code(code)
+            if code and error is not TopicAlreadyExistsError:
+                raise TopicsError(f"{name} cannot be created: {message or error.__name__}")
+        return [topic.name for topic in missing]
+
+    async def check(self, topics: list[Topic]) -> list[str]:
+        """Return a line for everything that is not as it should be, each with what to do; empty if all is well."""
+        counts = await self.partition_counts(topic.name for topic in topics)
+        findings = [
+            f"{topic.name}: does not exist; run `streams topics create --partitions N`"
+            for topic in topics
+            if topic.name not in counts
+        ]
+        if len(set(counts.values())) > 1:
+            findings.append(_unequal(counts))
+        configs = await self._configs([topic.name for topic in topics if topic.name in counts])
+        for topic in topics:
+            findings += _differences(topic, configs.get(topic.name))
+        return findings
+
+    async def _configs(self, names: list[str]) -> dict[str, dict[str, str]]:
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+        if not resources:
+            return {}
+        answers = await self._client.describe_configs(resources)
+        return {
+            resource[3]: {entry[0]: entry[1] for entry in resource[4]}
+            for answer in answers
+            for resource in answer.resources
+        }
+
+
+def _refuse_other_counts(counts: dict[str, int], partitions: int) -> None:
+    others = {name: count for name, count in counts.items() if count != partitions}
+    if others:
+        found = ", ".join(f"{name} has {count}" for name, count in sorted(others.items()))
+        raise TopicsError(
+            f"{found}, not {partitions}. Partition counts cannot be changed in place: what a key's partition has counted"
+            f" would stay behind. Use --partitions {min(others.values())}, or another STREAMS_TOPIC_PREFIX and send the"
+            " events again."
+        )
+
+
+def _unequal(counts: dict[str, int]) -> str:
+    listed = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    return (
+        f"partition counts differ ({listed}): all events of one viewer must lie in the same partition number of each"
+        " topic; create the topics anew under another STREAMS_TOPIC_PREFIX with one count"
+    )
+
+
+def _differences(topic: Topic, config: dict[str, str] | None) -> list[str]:
+    if config is None:
+        return []
+    return [
+        f"{topic.name}: {key} is {config.get(key)}, should be {wanted}; set it with kafka-configs.sh --alter"
+        for key, wanted in topic.config.items()
+        if config.get(key) != wanted
+    ]
