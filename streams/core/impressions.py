@@ -53,15 +53,19 @@ class Rows(msgspec.Struct, frozen=True, array_like=True):
 class Impressions:
     """Rows in order of arrival, found by the 64-bit key of (source, impression_id)."""
 
-    __slots__ = ("_older", "_trimmed", "bits", "cost", "first", "index", "keys", "ledgers", "ts")
+    __slots__ = ("base", "bits", "cost", "end", "first", "index", "keys", "ledgers", "older", "ts")
 
     def __init__(self) -> None:
         self.first = 0
         """Number of the oldest remembered row."""
-        self._trimmed = 0
-        """How many forgotten rows still stand at the front of the columns."""
+        self.end = 0
+        """Number that the next row will get."""
+        self.base = 0
+        """Number of the row at the front of the columns: a row stands at its number less this."""
         self.index: dict[int, int] = {}
-        self._older: dict[int, int] = {}
+        """Key -> the newest row of that identity."""
+        self.older: dict[int, int] = {}
+        """Row -> the row before it of the same identity, for the few that have one."""
         self.keys = array("Q")
         self.ts = array("q")
         self.cost = array("q")
@@ -69,29 +73,24 @@ class Impressions:
         self.ledgers: list[Ledger] = []
 
     def __len__(self) -> int:
-        return len(self.keys) - self._trimmed
+        return self.end - self.first
 
-    @property
-    def end(self) -> int:
-        """Number that the next row will get."""
-        return self.first + len(self)
-
-    def position(self, row: int) -> int:
-        """Return where a row stands in the columns."""
-        return row - self.first + self._trimmed
+    def start_at(self, row: int) -> None:
+        """Give the first row of an empty memory this number."""
+        self.first = self.end = self.base = row
 
     def append(self, key: int, ts_ms: int, cost: int, ledger: Ledger, bits: int) -> None:
         """Remember a render that is no duplicate."""
         row = self.end
-        older = self.index.get(key)
-        if older is not None:
-            self._older[row] = older
+        if key in self.index:
+            self.older[row] = self.index[key]
         self.index[key] = row
         self.keys.append(key)
         self.ts.append(ts_ms)
         self.cost.append(cost)
         self.bits.append(bits)
         self.ledgers.append(ledger)
+        self.end = row + 1
 
     def rows_of(self, key: int) -> list[int]:
         """Return the rows of an identity, newest first: nearly always none or one."""
@@ -99,28 +98,27 @@ class Impressions:
         rows = []
         while row is not None and row >= self.first:
             rows.append(row)
-            row = self._older.get(row)
+            row = self.older.get(row)
         return rows
 
     def forget_before(self, ts_ms: int) -> range:
         """Forget rows from the oldest on, up to the first that is not before a time; return their numbers."""
-        oldest = self.first
-        position = self._trimmed
-        while position < len(self.ts) and self.ts[position] < ts_ms:
-            row, key = self.first, self.keys[position]
+        oldest, base, ts = self.first, self.base, self.ts
+        row = oldest
+        while row < self.end and ts[row - base] < ts_ms:
+            key = self.keys[row - base]
             if self.index.get(key) == row:
                 del self.index[key]
-            self._older.pop(row, None)
-            position += 1
-            self.first = row + 1
-        self._trimmed = position
-        if self._trimmed * 4 > len(self.keys):
+            self.older.pop(row, None)
+            row += 1
+        self.first = row
+        if (row - base) * 4 > len(ts):
             self._compact()
-        return range(oldest, self.first)
+        return range(oldest, row)
 
     def rows_from(self, row: int) -> Rows:
         """Return the rows from this number to the newest as columns."""
-        start = self.position(row)
+        start = row - self.base
         which: dict[Ledger, int] = {}
         indexes = array("I", [which.setdefault(ledger, len(which)) for ledger in self.ledgers[start:]])
         return Rows(
@@ -134,6 +132,7 @@ class Impressions:
         )
 
     def _compact(self) -> None:
+        forgotten = self.first - self.base
         for column in (self.keys, self.ts, self.cost, self.bits, self.ledgers):
-            del column[: self._trimmed]
-        self._trimmed = 0
+            del column[:forgotten]
+        self.base = self.first

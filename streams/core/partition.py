@@ -9,8 +9,9 @@ and folding the deltas of a partition in order gives the state that wrote them, 
 """
 
 import heapq
+from array import array
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -95,12 +96,20 @@ class Waiting(msgspec.Struct, array_like=True):
     """The journal record that first told of it."""
 
 
-class Mark(msgspec.Struct, frozen=True, array_like=True):
-    """A counted view (`says`) or click (`click`, the 64-bit key of its id) on a row."""
+class Marks(msgspec.Struct, frozen=True, array_like=True):
+    """Counted views as columns (the row of each, and what it says as bits of a row), and counted clicks.
 
-    row: int
-    says: int
-    click: int
+    A click is its row and the 64-bit key of its id, 0 if it has none.
+    """
+
+    rows: bytes
+    says: bytes
+    clicks: list[tuple[int, int]]
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (row, says, click) of each, views first: between them the order means nothing."""
+        yield from ((row, says, 0) for row, says in zip(array("Q", self.rows), self.says, strict=True))
+        yield from ((row, 0, click) for row, click in self.clicks)
 
 
 class Progress(msgspec.Struct, array_like=True):
@@ -131,7 +140,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     bound: int
     """Panes before this are final, and a confirmed partial has said so: what lies there is forgotten."""
     rows: Rows
-    marks: list[Mark]
+    marks: Marks
     waiting: list[Waiting]
     settled: list[tuple[str, int]]
     """(topic, offset) of what earlier records said is waiting, and waits no more."""
@@ -178,7 +187,9 @@ class Partition:
     def _open(self) -> None:
         self._taken_row = self.impressions.end
         self._taken_fences = [progress.fence for progress in self.progress.values()]
-        self._marks: list[Mark] = []
+        self._marked_rows = array("Q")
+        self._marked_says = bytearray()
+        self._clicks: list[tuple[int, int]] = []
         self._added: dict[tuple[str, int], Waiting] = {}
         self._settled: list[tuple[str, int]] = []
 
@@ -210,7 +221,8 @@ class Partition:
         ts = render.ts
         if ts < progress.stream_time - self.rules.lateness_ms:
             return Outcome.LATE
-        progress.stream_time = max(progress.stream_time, ts)
+        if ts > progress.stream_time:
+            progress.stream_time = ts
         key = identity(render.source, render.impression_id)
         if key in self.impressions.index and self._is_duplicate(key, ts):
             return Outcome.DUPLICATE
@@ -239,7 +251,8 @@ class Partition:
         ts = event.ts
         if ts < progress.stream_time - self.rules.lateness_ms:
             return Outcome.LATE
-        progress.stream_time = max(progress.stream_time, ts)
+        if ts > progress.stream_time:
+            progress.stream_time = ts
         key = identity(event.source, event.impression_id)
         row = self._row_for(key, ts)
         if row is not None:
@@ -250,17 +263,21 @@ class Partition:
         return None
 
     def _is_duplicate(self, key: int, ts: int) -> bool:
-        column, position = self.impressions.ts, self.impressions.position
+        column, base = self.impressions.ts, self.impressions.base
         horizon = self.rules.dedup_horizon_ms
-        return any(abs(ts - column[position(row)]) <= horizon for row in self.impressions.rows_of(key))
+        return any(abs(ts - column[row - base]) <= horizon for row in self.impressions.rows_of(key))
 
     def _row_for(self, key: int, ts: int) -> int | None:
         """Return the first row in partition order whose window [render - early, render + horizon] holds a timestamp."""
-        if key not in self.impressions.index:
+        impressions = self.impressions
+        newest = impressions.index.get(key)
+        if newest is None:
             return None
-        column, position = self.impressions.ts, self.impressions.position
+        column, base = impressions.ts, impressions.base
         earliest, latest = ts - self.rules.viewability_horizon_ms, ts + self.rules.early_ms
-        matching = [row for row in self.impressions.rows_of(key) if earliest <= column[position(row)] <= latest]
+        if newest not in impressions.older:
+            return newest if earliest <= column[newest - base] <= latest else None
+        matching = [row for row in impressions.rows_of(key) if earliest <= column[row - base] <= latest]
         return matching[-1] if matching else None
 
     def _earliest_possible_render(self) -> int:
@@ -269,7 +286,7 @@ class Partition:
 
     def _meet(self, row: int, says: int, click: int) -> Outcome:
         """Decide a view or click that has met its render: rules 7, 4 and 8, in this order."""
-        bits = self.impressions.bits[self.impressions.position(row)]
+        bits = self.impressions.bits[row - self.impressions.base]
         if not bits & COUNTED:
             return Outcome.ORPHAN
         if says:
@@ -280,7 +297,11 @@ class Partition:
         if duplicate:
             return Outcome.DUPLICATE
         self._mark(row, says, click)
-        self._marks.append(Mark(row, says, click))
+        if says:
+            self._marked_rows.append(row)
+            self._marked_says.append(says)
+        else:
+            self._clicks.append((row, click))
         return Outcome.COUNTED
 
     def _priced(self, render: Render) -> tuple[int, Ledger]:
@@ -308,7 +329,7 @@ class Partition:
 
     def _meet_waiting(self, key: int, row: int) -> None:
         """Bring what waited for an identity to its new row, each topic in the order of its offsets."""
-        render_ts = self.impressions.ts[self.impressions.position(row)]
+        render_ts = self.impressions.ts[row - self.impressions.base]
         earliest, latest = render_ts - self.rules.early_ms, render_ts + self.rules.viewability_horizon_ms
         for waiting in [waiting for waiting in self.waiting[key] if earliest <= waiting.ts <= latest]:
             self._settle(waiting, self._meet(row, waiting.says, waiting.click))
@@ -335,9 +356,8 @@ class Partition:
 
     def _remember(self, key: int, ts: int, cost: int, ledger: Ledger, bits: int) -> None:
         self.impressions.append(key, ts, cost, ledger, bits)
-        pane = pane_of(ts)
-        if pane >= self.bound:
-            cell = ledger.touch(pane)
+        if ts >= self.bound:
+            cell = ledger.touch(ts - ts % PANE_MS)
             cell.gross += 1
             cell.served += 1
             cell.spend += cost
@@ -345,20 +365,24 @@ class Partition:
 
     def _mark(self, row: int, says: int, click: int) -> None:
         impressions = self.impressions
-        position = impressions.position(row)
+        position = row - impressions.base
         before = impressions.bits[position]
         after = before | says | _CREDITS[says]
         impressions.bits[position] = after
         if not says:
             self.clicked.setdefault(row, set()).add(click)
-        pane = pane_of(impressions.ts[position])
-        if pane >= self.bound:
-            gained = after & ~before
-            cell = impressions.ledgers[position].touch(pane)
-            cell.measurable += bool(gained & MEASURABLE)
-            cell.viewable += bool(gained & VIEWABLE)
-            cell.clicks += not says
+        ts = impressions.ts[position]
+        if ts >= self.bound:
+            cell = impressions.ledgers[position].touch(ts - ts % PANE_MS)
             cell.revision += 1
+            if not says:
+                cell.clicks += 1
+                return
+            gained = after & ~before
+            if gained & MEASURABLE:
+                cell.measurable += 1
+            if gained & VIEWABLE:
+                cell.viewable += 1
 
     def _forget(self, bound: int) -> None:
         """Forget panes before a bound, and renders that neither a view nor a duplicate can refer to any more."""
@@ -412,7 +436,7 @@ class Partition:
             reasons=dict(self.reasons),
             bound=max(self.bound, confirmed),
             rows=self.impressions.rows_from(self._taken_row),
-            marks=self._marks,
+            marks=Marks(self._marked_rows.tobytes(), bytes(self._marked_says), self._clicks),
             waiting=list(self._added.values()),
             settled=self._settled,
         )
@@ -423,15 +447,15 @@ class Partition:
         """Repeat what a delta says. Deltas are folded in the order of their numbers, from the oldest one kept."""
         self.seq = delta.seq
         if not self._records:
-            self.impressions.first = delta.rows.first
+            self.impressions.start_at(delta.rows.first)
         for place in delta.settled:
             if place in self._held:
                 self._release(self._held[place])
         for key, ts, cost, series, bits in delta.rows:
             self._remember(key, ts, cost, self._ledger((series.campaign_id, series.currency, series.source)), bits)
-        for mark in delta.marks:
-            if mark.row >= self.impressions.first:
-                self._mark(mark.row, mark.says, mark.click)
+        for row, says, click in delta.marks:
+            if row >= self.impressions.first:
+                self._mark(row, says, click)
         for waiting in delta.waiting:
             self._hold(waiting)
         self.progress = dict(zip(TOPICS, (progress.copy() for progress in delta.progress), strict=True))

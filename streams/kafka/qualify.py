@@ -5,7 +5,7 @@ letters of its records are delivered. The steps of a commit are numbered; each w
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import lru_cache
 from time import monotonic
 from typing import Any, Final, NamedTuple
@@ -17,7 +17,7 @@ from streams.core.partition import Batch, Partition, Touched
 from streams.core.rollup import Head, Partial
 from streams.core.rules import Rules
 from streams.kafka.topics import DEAD_LETTERS, PARTIALS
-from streams.kafka.transport import Outbox, PartitionTable, RecordBatch
+from streams.kafka.transport import Flow, PartitionTable, RecordBatch
 from streams.wire.events import decoder
 from streams.wire.records import (
     Headers,
@@ -56,8 +56,6 @@ class Owned:
         self.number = number
         self.state = state
         self.letters: list[Letter] = []
-        self.applied: list[Any] = []
-        """Events whose records are all applied, to be acknowledged when they are in the journal."""
         self.claimed = False
         """Whether stage 2 has been told every cell since this worker took the partition."""
         self.changed = False
@@ -66,8 +64,8 @@ class Owned:
         self.confirmed = 0
         """The `final_before` of the newest partial that is known to be delivered."""
         self.consumed_at = dict.fromkeys(TOPICS, monotonic())
-        self.appended_ms = dict.fromkeys(TOPICS, 0)
-        """Kafka timestamp of the newest applied record of each topic."""
+        self.ended_at = dict.fromkeys(TOPICS, float("-inf"))
+        """When each topic was last seen read to its end."""
 
 
 class Commit(NamedTuple):
@@ -81,27 +79,30 @@ class Commit(NamedTuple):
     partials: list[bytes]
     """One for each partition of `campaign-partials`."""
     final_before: int
-    applied: list[Any]
+    fences: dict[str, int]
+    """Topic -> offset before which all is in the journal."""
 
 
 class Qualify:
     """The agent of stage 1 and its commits."""
 
-    def __init__(self, rules: Rules, prefix: str, idle_s: float, journal: PartitionTable, outbox: Outbox) -> None:
+    def __init__(
+        self, rules: Rules, prefix: str, idle_s: float, partitions: int, journal: PartitionTable, flow: Flow
+    ) -> None:
         self.rules = rules
         self.prefix = prefix
         self.idle_s = idle_s
+        self.partitions = partitions
         self.journal = journal
-        self.outbox = outbox
+        self.flow = flow
+        self.outbox = journal.outbox
         self.owned: dict[int, Owned] = {}
-        self.partitions = 0
         self._committing = asyncio.Lock()
 
     # --- owning partitions ---------------------------------------------------------------------------------------
 
-    def claim(self, numbers: Iterable[int], partitions: int) -> None:
+    def claim(self, numbers: Iterable[int]) -> None:
         """Take partitions over: fold the journal of each into its state. Raises JournalError."""
-        self.partitions = partitions
         wanted = set(numbers)
         records: dict[int, list[tuple[int, int, bytes]]] = {number: [] for number in wanted}
         for key, value in self.journal.items():
@@ -140,7 +141,7 @@ class Qualify:
             for start in range(0, len(batch.records), CHUNK):
                 self._apply(owned, topic, decode, batch.records[start : start + CHUNK])
                 await asyncio.sleep(0)
-            owned.applied.append(event)
+            event.ack()
 
     def _apply(self, owned: Owned, topic: str, decode: Any, records: list[Any]) -> None:
         last = records[-1]
@@ -149,7 +150,6 @@ class Qualify:
         refused = owned.state.apply(Batch(topic, offsets, decode(values), last.offset + 1))
         owned.changed = True
         owned.consumed_at[topic] = monotonic()
-        owned.appended_ms[topic] = last.timestamp
         if refused:
             by_offset = {record.offset: record for record in records}
             for letter in refused:
@@ -159,21 +159,42 @@ class Qualify:
 
     # --- committing ----------------------------------------------------------------------------------------------
 
-    async def commit(self) -> None:
-        """Bring all that was applied so far into the journal and to stage 2, then acknowledge it."""
+    async def commit(self) -> bool:
+        """Bring all that was applied so far into the journal and to stage 2, then let its offsets be committed.
+
+        Returns whether there was anything to commit.
+        """
+        for owned in self.owned.values():
+            for topic in TOPICS:
+                if self.lag(topic, owned) == 0:
+                    owned.ended_at[topic] = monotonic()
+        return await self._commit(self._is_due)
+
+    async def drain(self) -> None:
+        """Commit what was applied before partitions go; where nothing was, nothing is written."""
+        await self._commit(lambda owned: owned.changed)
+
+    async def _commit(self, is_due: Callable[[Owned], bool]) -> bool:
         async with self._committing:
-            commits = [self._gather(owned) for owned in self.owned.values() if self._is_due(owned)]
+            commits = [self._gather(owned) for owned in self.owned.values() if is_due(owned)]
             if commits:
                 await self._step_1_letters(commits)
                 await self._step_2_journal(commits)
                 await self._step_3_partials(commits)
-                self._step_4_acknowledge(commits)
+                self._step_4_offsets(commits)
+            return bool(commits)
 
     def _is_due(self, owned: Owned) -> bool:
         return owned.changed or not owned.claimed or owned.idle != self._is_idle(owned)
 
     def _is_idle(self, owned: Owned) -> bool:
-        return 0 < self.idle_s < monotonic() - owned.consumed_at[RENDERS]
+        quiet_s = monotonic() - owned.consumed_at[RENDERS]
+        return 0 < self.idle_s < quiet_s and self.lag(RENDERS, owned) == 0
+
+    def lag(self, topic: str, owned: Owned) -> int:
+        """Return how many records of a topic partition are not applied yet, as far as the last fetch knew."""
+        end = self.flow.end_offset(self.prefix + topic, owned.number)
+        return max(0, (end or 0) - owned.state.progress[topic].fence)
 
     def _gather(self, owned: Owned) -> Commit:
         """Take what a partition gathered. Nothing is awaited here: a commit is one moment of the state."""
@@ -191,8 +212,9 @@ class Qualify:
         expired = state.expired()
         partials = _partials(owned.number, head, cells)
         delta = encode_delta(state.take(owned.confirmed))
-        commit = Commit(owned, owned.letters, head.seq, delta, expired, partials, head.final_before, owned.applied)
-        owned.letters, owned.applied = [], []
+        fences = {topic: progress.fence for topic, progress in state.progress.items()}
+        commit = Commit(owned, owned.letters, head.seq, delta, expired, partials, head.final_before, fences)
+        owned.letters = []
         owned.claimed, owned.changed = True, False
         return commit
 
@@ -221,11 +243,11 @@ class Qualify:
         for commit in commits:
             commit.owned.confirmed = commit.final_before
 
-    def _step_4_acknowledge(self, commits: list[Commit]) -> None:
+    def _step_4_offsets(self, commits: list[Commit]) -> None:
         """Let the offsets be committed."""
         for commit in commits:
-            for event in commit.applied:
-                event.ack()
+            for topic, fence in commit.fences.items():
+                self.flow.done(self.prefix + topic, commit.owned.number, fence)
 
 
 def _partials(number: int, head: Head, cells: list[Touched]) -> list[bytes]:

@@ -6,11 +6,12 @@ twice changes nothing; so rows may be written far less often than gauges change.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from time import monotonic
 from typing import Any
 
 from streams.core.rollup import Rollup, Row, RowKey
-from streams.kafka.topics import WINDOWS
-from streams.kafka.transport import Outbox, PartitionTable, RecordBatch
+from streams.kafka.topics import PARTIALS, WINDOWS
+from streams.kafka.transport import Flow, PartitionTable, RecordBatch
 from streams.wire.records import (
     RecordError,
     decode_partial,
@@ -31,15 +32,20 @@ class RollupStage:
     """The agent of stage 2 and its commits."""
 
     def __init__(
-        self, windows_ms: tuple[int, ...], billing_source: str, prefix: str, table: PartitionTable, outbox: Outbox
+        self, windows_ms: tuple[int, ...], billing_source: str, prefix: str, table: PartitionTable, flow: Flow
     ) -> None:
         self.windows_ms = windows_ms
         self.billing_source = billing_source
         self.prefix = prefix
         self.table = table
-        self.outbox = outbox
+        self.flow = flow
+        self.outbox = table.outbox
         self.owned: dict[int, Rollup] = {}
-        self._applied: list[Any] = []
+        self.advanced_at = monotonic()
+        """When a partial last brought anything that changes a figure."""
+        self.positions: dict[int, int] = {}
+        """Partition -> offset before which every partial is applied."""
+        self._committed: dict[int, int] = {}
         self._committing = asyncio.Lock()
 
     def claim(self, numbers: Iterable[int]) -> None:
@@ -58,7 +64,7 @@ class RollupStage:
 
     def release(self) -> None:
         """Forget all partitions: their state lives on in the table and the partials."""
-        self.owned, self._applied = {}, []
+        self.owned, self.positions, self._committed = {}, {}, {}
 
     async def run(self, events: AsyncIterator[Any]) -> None:
         """Apply partials as they come. One that cannot be read ends the worker: guessing would be miscounting."""
@@ -67,27 +73,37 @@ class RollupStage:
             rollup = self.owned[batch.partition]
             for record in batch.records:
                 try:
-                    rollup.apply(decode_partial(record.value))
+                    partial = decode_partial(record.value)
                 except RecordError as error:
                     place = f"{batch.topic}/{batch.partition}/{record.offset}"
                     raise TableError(f"partial {place}: {error}") from None
+                rollup.apply(partial)
+                if partial.cells:
+                    self.advanced_at = monotonic()
                 await asyncio.sleep(0)
-            self._applied.append(event)
+            self.positions[batch.partition] = batch.records[-1].offset + 1
+            event.ack()
+
+    def lag(self, number: int) -> int:
+        """Return how many partials of a partition are not applied yet, as far as the last fetch knew."""
+        topic = self.prefix + PARTIALS
+        position = self.positions.get(number) or self.flow.committed(topic, number)
+        return max(0, (self.flow.end_offset(topic, number) or 0) - position)
 
     async def commit(self) -> None:
         """Publish due windows and bring changed rows into the table, then acknowledge the partials behind them."""
         async with self._committing:
-            applied, self._applied = self._applied, []
-            if not applied:
+            positions, owned = dict(self.positions), dict(self.owned)
+            if positions == self._committed:
                 return
-            owned = dict(self.owned)
             self._step_1_windows(owned)
             self._step_2_rows(owned)
             await self.outbox.flush()
             for rollup in owned.values():
                 rollup.fold_final()
-            for event in applied:
-                event.ack()
+            for number, position in positions.items():
+                self.flow.done(self.prefix + PARTIALS, number, position)
+            self._committed = positions
 
     def _step_1_windows(self, owned: dict[int, Rollup]) -> None:
         """Publish the tumbling windows that are due."""

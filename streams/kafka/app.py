@@ -1,0 +1,222 @@
+"""The worker: a Faust app with its two stages, from the claim of partitions to the last commit.
+
+    assigned -> Faust recovers the tables -> claim: both stages fold them -> flow -> commits on two intervals
+    revoked  -> flow stops, what was applied is committed -> release
+
+Whatever goes wrong in an agent or a commit ends the worker, before any offset is committed over it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final
+
+import faust
+from mode import CrashingSupervisor
+
+from streams.core.events import RENDERS, TOPICS
+from streams.kafka.qualify import Qualify
+from streams.kafka.rollup import RollupStage
+from streams.kafka.topics import CAMPAIGNS, JOURNAL, PARTIALS
+from streams.kafka.transport import BatchSchema, Consumer, Outbox, PartitionTable
+from streams.settings import Settings
+
+ROLLUP_COMMIT_S: Final = 1.0
+"""Rows of campaigns are written this often: partials repeat them until then."""
+PROBE_S: Final = 1.0
+REACHABLE_FOR_S: Final = 5.0
+CURRENT_FOR_S: Final = 10.0
+"""Up to date: every input partition was read to its end at some moment in this long."""
+_QUEUED_BATCHES: Final = 4
+
+
+class _App(faust.App):
+    def _create_directories(self) -> None:
+        """Make none: state is in memory and in Kafka."""
+
+
+def _faust_app(settings: Settings, partitions: int) -> Any:
+    return _App(
+        settings.topic(settings.group),
+        broker=[f"impressions://{address}" for address in settings.broker.split(",")],
+        store="memory://",
+        Table=PartitionTable,
+        processing_guarantee="at_least_once",
+        topic_partitions=partitions,
+        topic_disable_leader=True,
+        table_standby_replicas=0,
+        stream_wait_empty=True,
+        stream_publish_on_commit=False,
+        broker_commit_interval=1.0,
+        broker_session_timeout=settings.session_timeout / 1000,
+        broker_heartbeat_interval=settings.session_timeout / 6000,
+        broker_request_timeout=60.0,
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=1 << 20,
+        producer_acks=-1,
+        producer_linger=0,
+        producer_request_timeout=60.0,
+        producer_max_request_size=32 << 20,
+        recovery_consistency_check=True,
+        web_enabled=False,
+        web_tables_enabled=False,
+        web_router_enabled=False,
+        worker_redirect_stdouts=False,
+    )
+
+
+class Worker:
+    """One worker process's part of the group. Build it inside a running event loop.
+
+    `on_commit` is told how long each commit of stage 1 took, in seconds.
+    """
+
+    def __init__(self, settings: Settings, partitions: int, on_commit: Callable[[float], None]) -> None:
+        self._settings = settings
+        self._on_commit = on_commit
+        self._app = _faust_app(settings, partitions)
+        self._consumer: Consumer = self._app.consumer
+        self._consumer.before_revoke = self._drain_stages
+        self.qualify = Qualify(
+            settings.rules,
+            settings.topic_prefix,
+            settings.idle / 1000,
+            partitions,
+            self._table(JOURNAL, partitions),
+            self._consumer,
+        )
+        self.rollup = RollupStage(
+            settings.windows_ms,
+            settings.billing_source,
+            settings.topic_prefix,
+            self._table(CAMPAIGNS, partitions),
+            self._consumer,
+        )
+        self._add_agents()
+        self._app.on_partitions_assigned.connect(self._on_assigned)
+        self._app.on_rebalance_complete.connect(self._on_recovered)
+        self._reached_at = float("-inf")
+        self._assigned_at = monotonic()
+        self.recovery_seconds: float | None = None
+        """How long the last recovery took, from the assignment to the claim; None before the first."""
+
+    def _table(self, name: str, partitions: int) -> PartitionTable:
+        raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
+        table: PartitionTable = self._app.Table(name, partitions=partitions, **raw)
+        table.outbox = Outbox(self._app)
+        return table
+
+    def _add_agents(self) -> None:
+        inputs = [self._settings.topic(name) for name in TOPICS]
+        self._agent("qualify", inputs, self.qualify.run)
+        self._agent("rollup", [self._settings.topic(PARTIALS)], self.rollup.run)
+
+    def _agent(self, name: str, topics: list[str], run: Callable[[Any], Any]) -> None:
+        async def agent(stream: Any) -> None:
+            await run(stream.noack().events())
+
+        self._app.agent(
+            self._app.topic(*topics, schema=BatchSchema(), maxsize=_QUEUED_BATCHES),
+            name=name,
+            concurrency=1,
+            supervisor_strategy=CrashingSupervisor,
+        )(agent)
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until told to stop, then commit and leave the group. Raises what made the worker crash."""
+        self._app.finalize()
+        await self._app.start()
+        for task in (self._commit_qualify, self._commit_rollup, self._probe):
+            self._app.add_future(task())
+        await self._app.wait_for_stopped(stop.wait())
+        try:
+            if not self._app.crashed:
+                await self._consumer.drain()
+        finally:
+            await self._app.stop()
+        if self._app.crashed:
+            raise self._app.crash_reason or RuntimeError("the worker crashed without a reason")
+
+    async def _commit_qualify(self) -> None:
+        interval = self._settings.commit_interval / 1000
+        while not self._app.should_stop:
+            started = monotonic()
+            if self.ready:
+                if await self.qualify.commit():
+                    self._on_commit(monotonic() - started)
+            await self._app.sleep(max(0.0, interval - (monotonic() - started)))
+
+    async def _commit_rollup(self) -> None:
+        while not self._app.should_stop:
+            if self.ready:
+                await self.rollup.commit()
+            await self._app.sleep(ROLLUP_COMMIT_S)
+
+    async def _probe(self) -> None:
+        """Ask the broker for metadata now and then: whether it answers is what /readyz wants to know."""
+        client = self._app.producer._producer.client  # noqa: SLF001
+        while not self._app.should_stop:
+            if await client.force_metadata_update():
+                self._reached_at = monotonic()
+            await self._app.sleep(PROBE_S)
+
+    # --- partitions --------------------------------------------------------------------------------------------------
+
+    async def _on_assigned(self, *_: Any, **__: Any) -> None:
+        self._assigned_at = monotonic()
+
+    async def _on_recovered(self, *_: Any, **__: Any) -> None:
+        """Claim what was assigned, now that its tables are here."""
+        assigned = self._consumer.assignment()
+        renders, partials = self._settings.topic(RENDERS), self._settings.topic(PARTIALS)
+        self.qualify.claim({tp.partition for tp in assigned if tp.topic == renders})
+        self.rollup.claim({tp.partition for tp in assigned if tp.topic == partials})
+        self.recovery_seconds = monotonic() - self._assigned_at
+
+    async def _drain_stages(self) -> None:
+        await self.qualify.drain()
+        await self.rollup.commit()
+        self.qualify.release()
+        self.rollup.release()
+
+    # --- how it is doing ---------------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether partitions are assigned, recovered and being read."""
+        return self._app.tables.actives_ready and not self._app.rebalancing
+
+    def not_ready(self) -> list[str]:
+        """Return why no work is being done, a line a reason; empty if it is."""
+        reasons = []
+        if not self._consumer_started or not self._consumer.assignment():
+            reasons.append("no partitions are assigned")
+        elif not self.ready:
+            reasons.append("state is being recovered")
+        if monotonic() - self._reached_at > REACHABLE_FOR_S:
+            reasons.append("the broker does not answer")
+        return reasons
+
+    @property
+    def _consumer_started(self) -> bool:
+        return self._consumer._thread._consumer is not None  # noqa: SLF001
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        """Return how many records each owned topic partition (name without prefix) has that are not applied."""
+        stage_1 = {
+            (topic, owned.number): self.qualify.lag(topic, owned)
+            for owned in self.qualify.owned.values()
+            for topic in TOPICS
+        }
+        return stage_1 | {(PARTIALS, number): self.rollup.lag(number) for number in self.rollup.owned}
+
+    def quiet_ms(self) -> int:
+        """Return for how long no figure has changed while there is nothing to read; 0 while there is."""
+        return 0 if any(self.lag().values()) else int((monotonic() - self.rollup.advanced_at) * 1000)
+
+    def up_to_date(self) -> bool:
+        """Say whether every owned input partition was read to its end lately."""
+        limit = monotonic() - CURRENT_FOR_S
+        return self.ready and all(at > limit for owned in self.qualify.owned.values() for at in owned.ended_at.values())

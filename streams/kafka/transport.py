@@ -1,0 +1,256 @@
+"""Faust's Kafka transport with whole batches: one event a poll and partition instead of one a record.
+
+What is overridden here, and why (versions are pinned in pyproject.toml; tests hold the private names that are used):
+
+- `Consumer.getmany` hands a poll's records of a partition on as one message: stock Faust spends 80 us a record.
+- `Consumer.on_partitions_revoked` lets what was applied be committed before stock code forgets it.
+- `Consumer.ack` never decides what is committed: stock code acknowledges events that it skips in a rebalance.
+  Offsets are committed up to what `done` was told, and nothing else.
+- `Producer.flush` waits for every delivery and raises if one failed: stock code gives up and only logs.
+- `PartitionTable` takes the partition from the key, so that it can be written outside of an agent.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, NamedTuple, Protocol
+
+import faust
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from faust.types.tuples import ConsumerMessage
+
+from streams.wire.records import Headers
+
+PARTITION_BYTES = 4
+"""Length of the partition number, big-endian, that opens every key of a `PartitionTable`."""
+
+
+class RecordBatch(NamedTuple):
+    """The records of one topic partition that one poll gave, in order of their offsets."""
+
+    topic: str
+    partition: int
+    records: list[Any]
+
+
+class Flow(Protocol):
+    """What a stage asks of the consumer."""
+
+    def done(self, topic: str, partition: int, next_offset: int) -> None:
+        """Say that what lies before an offset need never be read again."""
+
+    def committed(self, topic: str, partition: int) -> int:
+        """Return the offset that is committed, 0 if none is."""
+
+    def end_offset(self, topic: str, partition: int) -> int | None:
+        """Return the end of a partition as the last fetch reported it."""
+
+
+class BatchSchema(faust.Schema):
+    """Hands a batch through to the agent as it is: decoding is the agent's work."""
+
+    def compile(self, app: Any, **_: Any) -> Callable[..., Awaitable[Any]]:
+        """Return the function that makes an event of a message."""
+
+        async def decode(message: ConsumerMessage, *, propagate: bool = False) -> Any:
+            return app.create_event(None, message.value, message.headers, message)
+
+        return decode
+
+
+class Consumer(driver.Consumer):
+    """Reads batches, and commits exactly the offsets that it was told are done."""
+
+    before_revoke: Callable[[], Awaitable[None]] | None = None
+    """Called when partitions are about to go and nothing is being applied: the last chance to commit."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._done: dict[TP, int] = {}
+
+    # --- what is done ----------------------------------------------------------------------------------------------
+
+    def done(self, topic: str, partition: int, next_offset: int) -> None:
+        """Say that what lies before an offset need never be read again."""
+        self._done[TP(topic, partition)] = next_offset
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterable[TP]:
+        return [tp for tp in self._done if topics is None or tp in topics or tp.topic in topics]
+
+    def _new_offset(self, tp: TP) -> int | None:
+        return self._done.pop(tp, None)
+
+    def ack(self, message: ConsumerMessage) -> bool:
+        """Take note that an event is no longer being worked on; what is committed is said by `done`."""
+        if message.acked:
+            return False
+        message.acked = True
+        self._unacked_messages.discard(message)
+        driver_waiting = self._waiting_for_ack
+        if driver_waiting is not None and not driver_waiting.done():
+            driver_waiting.set_result(None)
+        return True
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        """Batches name their last offset, so gaps between messages mean nothing."""
+
+    def on_buffer_full(self, tp: TP) -> None:
+        """Do nothing: a full queue of batches blocks the fetch loop by itself, without its second of sleep."""
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
+        """Yield one message a partition; records of changelogs one by one, as Faust's recovery wants them."""
+        records, active = await self._wait_next_records(timeout)
+        # Read after the wait, which may span a whole rebalance: these records belong to the generation of now.
+        generation = self.app.consumer_generation_id
+        if records is None or self.should_stop:
+            return
+        if not self.flow_active:
+            await self._seek_back()
+            return
+        for tp, batch in records.items():
+            if not self.flow_active or self.app.consumer_generation_id != generation:
+                return  # a rebalance began: its own seek comes when it ends
+            if active is not None and tp not in active:
+                continue
+            for message in self._messages(tp, batch):
+                yield tp, message
+
+    def _messages(self, tp: TP, records: list[Any]) -> Iterable[ConsumerMessage]:
+        if self._is_changelog_tp(tp):
+            return (self._to_message(tp, record) for record in records)
+        message = self._to_message(tp, records[-1])
+        message.key, message.headers = None, None
+        message.value = RecordBatch(tp.topic, tp.partition, records)
+        return (message,)
+
+    async def _seek_back(self) -> None:
+        """Return to the committed offsets: what was just fetched while the flow was stopped would be lost."""
+        try:
+            await self.perform_seek()
+        except driver.IllegalStateError as error:
+            self.log.debug("no seek during a rebalance: %s", error)
+
+    # --- losing partitions -------------------------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Stop the flow, let agents finish what they are applying, and commit it."""
+        self.stop_flow()
+        self.app.flow_control.suspend()
+        self.app.flow_control.clear()
+        await self.wait_empty()
+        if self.before_revoke is not None:
+            await self.before_revoke()
+        await self.commit()
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Commit what was applied, then let Faust forget it."""
+        if self.assignment() and not self.app.should_stop:
+            try:
+                await self.drain()
+            except Exception as error:  # whatever it was, the worker must not go on as if it had committed
+                await self.crash(error)
+                raise
+        self._done.clear()
+        await super().on_partitions_revoked(revoked)
+
+    # --- what metrics read -------------------------------------------------------------------------------------------
+
+    def committed(self, topic: str, partition: int) -> int:
+        """Return the offset that is committed, 0 if none is."""
+        return self._committed_offset.get(TP(topic, partition)) or 0
+
+    def end_offset(self, topic: str, partition: int) -> int | None:
+        """Return the end of a partition as the last fetch reported it, or None before the first."""
+        tp = TP(topic, partition)
+        return self._thread.highwater(tp) if tp in self.assignment() else None
+
+
+class Producer(driver.Producer):
+    """Keeps every delivery that is not confirmed yet; a failed one is never forgotten."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._unconfirmed: set[asyncio.Future[Any]] = set()
+
+    async def send(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """Hand a record to the producer; `flush` says whether it arrived."""
+        delivery: Any = await super().send(*args, **kwargs)
+        self._unconfirmed.add(delivery)
+        delivery.add_done_callback(self._confirm)
+        return delivery  # type: ignore[no-any-return]
+
+    def _confirm(self, delivery: "asyncio.Future[Any]") -> None:
+        if not delivery.cancelled() and delivery.exception() is None:
+            self._unconfirmed.discard(delivery)
+
+    async def flush(self) -> None:
+        """Wait until every record is delivered. Raises what the broker said of one that was not."""
+        await self.buffer.flush()
+        await asyncio.gather(*self._unconfirmed)
+
+
+class Transport(driver.Transport):
+    """What `impressions://host:port` stands for."""
+
+    Consumer = Consumer
+    Producer = Producer
+
+
+class Outbox:
+    """Records that one stage has to send: gathered without waiting, delivered by `flush`."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._waiting: list[tuple[str, bytes, bytes | None, int | None, Headers | None]] = []
+
+    def send(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes | None,
+        *,
+        partition: int | None = None,
+        headers: Headers | None = None,
+    ) -> None:
+        """Put a record in the box. Without a partition, Kafka's default partitioner chooses one by the key."""
+        self._waiting.append((topic, key, value, partition, headers))
+
+    async def flush(self) -> None:
+        """Send what is in the box and wait until it is delivered. Raises if anything was not."""
+        waiting, self._waiting = self._waiting, []
+        producer = self._app.producer
+        for topic, key, value, partition, headers in waiting:
+            await producer.send(topic, key, value, partition, None, headers)
+        await producer.flush()
+
+
+class PartitionTable(faust.Table):
+    """A Faust table of bytes whose keys open with the number of the partition that they belong to.
+
+    The memory store does not keep partitions apart, so keys of partitions that went are dropped here.
+    """
+
+    outbox: Outbox
+
+    def _changed(self, key: bytes, value: bytes | None) -> None:
+        partition = int.from_bytes(key[:PARTITION_BYTES], "big")
+        self.outbox.send(self.changelog_topic_name, key, value, partition=partition)
+
+    def on_key_set(self, key: bytes, value: bytes) -> None:
+        """Put the record of a change into the outbox."""
+        self._changed(key, value)
+
+    def on_key_del(self, key: bytes) -> None:
+        """Put a tombstone into the outbox."""
+        self._changed(key, None)
+
+    async def on_rebalance(
+        self, assigned: set[TP], revoked: set[TP], newly_assigned: set[TP], generation_id: int = 0
+    ) -> None:
+        """Forget the keys of partitions that are not ours."""
+        ours = {tp.partition for tp in assigned if tp.topic == self.changelog_topic_name}
+        for key in [key for key in self.data if int.from_bytes(key[:PARTITION_BYTES], "big") not in ours]:
+            del self.data[key]
+        await super().on_rebalance(assigned, revoked, newly_assigned, generation_id)
