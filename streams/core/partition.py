@@ -59,7 +59,7 @@ _SAYS: Final[Mapping[str, int]] = {
 }
 _CREDITS: Final = {
     says: (MEASURABLE if says & SAID_MEASURABLE else 0) | (VIEWABLE if says & SAID_VIEWABLE else 0)
-    for says in _SAYS.values()
+    for says in (0, *_SAYS.values())  # a click says nothing
 }
 
 

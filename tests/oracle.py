@@ -1,0 +1,228 @@
+"""What the counting must give, in plain dicts and lists: slow, obvious, and without a line of `streams`.
+
+It sees the whole log of each topic of one partition at once: first all renders, then all views, then all clicks. So it
+knows nothing of arrival order between topics, and that is the definition: whatever the interleaving, this is the answer.
+
+    logs = {"renders": [(offset, event, appended_ms or None), ...], "viewability": [...], "clicks": [...]}
+
+An event is a dict as the JSON has it; anything else stands for a malformed record.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+PENDING = "pending"
+OUTCOMES = ("malformed", "future", "late", "duplicate", "invalid_traffic", "refresh", "orphan", "counted")
+FIGURES = ("served", "measurable", "viewable", "clicks", "spend", "gross", "revision")
+SCALE = {"cpm": 1_000, "impression": 1, "micros_cpm": 1_000_000_000, "micros_impression": 1_000_000}
+
+Event = dict[str, Any]
+Log = list[tuple[int, Any, int | None]]
+Logs = dict[str, Log]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The numbers of the rules, in ms, and a switch (None or False: off) for each rule that can be absent."""
+
+    lateness: int = 3_600_000
+    dedup: int = 3_600_000
+    horizon: int = 3_600_000
+    early: int = 10_000
+    future: int | None = None
+    """How far an event may lie ahead of its record's own time."""
+    invalid_traffic: Callable[[Event], bool] | None = None
+    refresh: int | None = None
+    refresh_slack: int = 60_000
+    count_user_refresh: bool = False
+    signal: Callable[[Event, Event], str] | None = None
+    """(render, view) -> the kind that the standard makes of a raw signal."""
+    click_makes_viewable: bool = False
+
+
+@dataclass
+class Seen:
+    """A render that is neither malformed, future, late nor duplicate."""
+
+    event: Event
+    outcome: str
+    said: set[str] = field(default_factory=set)
+    credited: set[str] = field(default_factory=set)
+    click_ids: list[str | None] = field(default_factory=list)
+
+
+@dataclass
+class Answer:
+    """Outcome of each event by topic and offset, and all figures by (campaign, currency, source, pane)."""
+
+    outcomes: dict[str, dict[int, str]]
+    cells: dict[tuple[str, str, str, int], dict[str, int]]
+    stream_times: dict[str, int]
+    unchecked_refreshes: int = 0
+
+    def counts(self, topic: str) -> Counter[str]:
+        return Counter(self.outcomes[topic].values())
+
+    def pending(self, topic: str) -> set[int]:
+        return {offset for offset, outcome in self.outcomes[topic].items() if outcome == PENDING}
+
+
+def answer(logs: Logs, contract: Contract = Contract()) -> Answer:
+    return _Reading(contract).read(logs)
+
+
+def cost_nano(event: Event) -> int | None:
+    """Exact cost of one impression in 10^-9 currency units, rounded once, half to even."""
+    price = event.get("price")
+    if price is None:
+        return None
+    exact = Fraction(str(price)) / SCALE[event.get("price_unit") or "cpm"]
+    return round(exact * 1_000_000_000)
+
+
+def identity(event: Event) -> tuple[str, str]:
+    return (event.get("source") or "adserver", event["impression_id"])
+
+
+class _Reading:
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+        self.seen: list[Seen] = []
+        self.result = Answer({}, defaultdict(lambda: dict.fromkeys(FIGURES, 0)), {})
+
+    def read(self, logs: Logs) -> Answer:
+        for topic, decide in (("renders", self.render), ("viewability", self.view), ("clicks", self.click)):
+            self.result.outcomes[topic] = {}
+            self.result.stream_times[topic] = -1
+            for offset, event, appended in logs.get(topic, []):
+                outcome = self.refused(topic, event, appended) or decide(event)
+                self.result.outcomes[topic][offset] = outcome
+        self.result.cells = dict(self.result.cells)
+        return self.result
+
+    def refused(self, topic: str, event: Any, appended: int | None) -> str | None:
+        """Rules 1 to 3; what passes them moves stream time."""
+        if not isinstance(event, dict):
+            return "malformed"
+        ts, limit = event["ts"], self.contract.future
+        if limit is not None and appended is not None and ts > appended + limit:
+            return "future"
+        times = self.result.stream_times
+        if ts < times[topic] - self.contract.lateness:
+            return "late"
+        times[topic] = max(times[topic], ts)
+        return None
+
+    # --- renders ---
+
+    def render(self, event: Event) -> str:
+        if any(self.same(event, seen) for seen in self.seen):
+            return "duplicate"
+        outcome = self.quality(event)
+        self.seen.append(Seen(event, outcome))
+        if outcome in ("counted", "invalid_traffic"):
+            cell = self.cell_of(event)
+            cell["gross"] += 1
+            if outcome == "counted":
+                cell["served"] += 1
+                cell["spend"] += cost_nano(event) or 0
+                cell["revision"] += 1
+        return outcome
+
+    def same(self, event: Event, seen: Seen) -> bool:
+        apart = abs(event["ts"] - seen.event["ts"])
+        return identity(event) == identity(seen.event) and apart <= self.contract.dedup
+
+    def quality(self, event: Event) -> str:
+        """Rules 5 and 6."""
+        contract = self.contract
+        if contract.invalid_traffic is not None and contract.invalid_traffic(event):
+            return "invalid_traffic"
+        if contract.refresh is None:
+            return "counted"
+        if contract.count_user_refresh and (event.get("refresh") or {}).get("type") == "user":
+            return "counted"
+        behind = self.result.stream_times["renders"] - event["ts"]
+        if not event.get("viewer_id") or not event.get("slot_id") or behind > contract.refresh_slack:
+            self.result.unchecked_refreshes += 1
+            return "counted"
+        return "refresh" if any(self.refreshes(event, seen) for seen in self.seen) else "counted"
+
+    def refreshes(self, event: Event, seen: Seen) -> bool:
+        assert self.contract.refresh is not None
+        near = abs(event["ts"] - seen.event["ts"]) < self.contract.refresh
+        return seen.outcome == "counted" and near and place(event) == place(seen.event)
+
+    # --- views and clicks ---
+
+    def view(self, event: Event) -> str:
+        seen = self.render_of(event)
+        if seen is None:
+            return self.without_render(event)
+        if seen.outcome != "counted":
+            return "orphan"
+        kind = event["kind"]
+        if kind == "signal":
+            kind = "undetermined" if self.contract.signal is None else self.contract.signal(seen.event, event)
+        news = {
+            "undetermined": set() if seen.said else {"undetermined"},
+            "measurable": {"measurable"},
+            "not_viewable": {"measurable"},
+            "viewable": {"measurable", "viewable"},
+        }[kind] - seen.said
+        if not news:
+            return "duplicate"
+        seen.said |= news
+        self.cell_of(seen.event)["revision"] += 1
+        self.credit(seen, news - {"undetermined"})
+        return "counted"
+
+    def click(self, event: Event) -> str:
+        seen = self.render_of(event)
+        if seen is None:
+            return self.without_render(event)
+        if seen.outcome != "counted":
+            return "orphan"
+        click_id = event.get("click_id") or None
+        if click_id in seen.click_ids if click_id else seen.click_ids:
+            return "duplicate"
+        seen.click_ids.append(click_id)
+        cell = self.cell_of(seen.event)
+        cell["clicks"] += 1
+        cell["revision"] += 1
+        if self.contract.click_makes_viewable:
+            self.credit(seen, {"measurable", "viewable"})
+        return "counted"
+
+    def render_of(self, event: Event) -> Seen | None:
+        """The first non-duplicate render in partition order whose window holds the event."""
+        for seen in self.seen:
+            after = event["ts"] - seen.event["ts"]
+            if identity(event) == identity(seen.event) and -self.contract.early <= after <= self.contract.horizon:
+                return seen
+        return None
+
+    def without_render(self, event: Event) -> str:
+        """Pending while a render that is not late could lie late enough in time to hold this event."""
+        latest_render = event["ts"] + self.contract.early
+        earliest_acceptable = self.result.stream_times["renders"] - self.contract.lateness
+        return PENDING if latest_render >= earliest_acceptable else "orphan"
+
+    def credit(self, seen: Seen, figures: set[str]) -> None:
+        for figure in figures - seen.credited:
+            self.cell_of(seen.event)[figure] += 1
+        seen.credited |= figures
+
+    def cell_of(self, render: Event) -> dict[str, int]:
+        currency = "none" if render.get("price") is None else render.get("currency") or "USD"
+        pane = render["ts"] // 10_000 * 10_000
+        return self.result.cells[render["campaign_id"], currency, render.get("source") or "adserver", pane]
+
+
+def place(event: Event) -> tuple[Any, ...]:
+    """Where a refresh would be: the same creative, or without one the same campaign, in one slot of one viewer."""
+    what = ("creative", event["creative_id"]) if event.get("creative_id") else ("campaign", event["campaign_id"])
+    return (event.get("source") or "adserver", event["viewer_id"], event["slot_id"], what)
