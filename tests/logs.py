@@ -16,7 +16,7 @@ T0 = 1_700_000_000_000
 S, MIN, H = 1_000, 60_000, 3_600_000
 TOPICS = ("renders", "viewability", "clicks")
 
-# --- events ------------------------------------------------------------------------------------------------------------
+# --- events -----------------------------------------------------------------------------------------------------------
 
 
 def render(impression_id: str = "x", ts: int = T0, **fields: Any) -> Event:
@@ -46,7 +46,7 @@ def batch(topic: str, records: Log) -> Batch:
     return Batch(topic, offsets, events, offsets[-1] + 1)
 
 
-# --- what both sides say, in one form ----------------------------------------------------------------------------------
+# --- what both sides say, in one form ---------------------------------------------------------------------------------
 
 
 def contract_of(rules: Rules) -> Contract:
@@ -121,7 +121,7 @@ class Desk:
         return {figure: value for figure, value in cell.items() if value}
 
 
-# --- random logs -------------------------------------------------------------------------------------------------------
+# --- random logs ------------------------------------------------------------------------------------------------------
 
 RULES = (
     Rules(lateness_ms=20_000, dedup_horizon_ms=20_000, viewability_horizon_ms=20_000),
@@ -129,7 +129,14 @@ RULES = (
     Rules(lateness_ms=40_000, dedup_horizon_ms=10_000, viewability_horizon_ms=60_000),
     Rules(lateness_ms=10_000, dedup_horizon_ms=5_000, viewability_horizon_ms=30_000, early_ms=5_000),
 )
-MALFORMED = (None, b"", b"[]", b"\xff", b'{"ts":1}', b'{"impression_id":"x","campaign_id":"c","ts":-1,"kind":"viewable"}')
+MALFORMED = (
+    None,
+    b"",
+    b"[]",
+    b"\xff",
+    b'{"ts":1}',
+    b'{"impression_id":"x","campaign_id":"c","ts":-1,"kind":"viewable"}',
+)
 
 _PRICES: tuple[dict[str, Any], ...] = (
     {"price": "2.5"},

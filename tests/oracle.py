@@ -1,7 +1,7 @@
 """What the counting must give, in plain dicts and lists: slow, obvious, and without a line of `streams`.
 
-It sees the whole log of each topic of one partition at once: first all renders, then all views, then all clicks. So it
-knows nothing of arrival order between topics, and that is the definition: whatever the interleaving, this is the answer.
+It sees the whole log of each topic of one partition at once: first all renders, then all views, then all clicks. So
+it knows nothing of arrival order between topics, and that is the definition: whatever the interleaving, this holds.
 
     logs = {"renders": [(offset, event, appended_ms or None), ...], "viewability": [...], "clicks": [...]}
 

@@ -6,7 +6,7 @@ from tests.logs import MIN, T0, Desk, H, S, batch, click, render, view
 
 CPM_2_50 = 2_500_000
 
-# --- renders -----------------------------------------------------------------------------------------------------------
+# --- renders ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_render_counts_once_and_costs_its_price():
@@ -90,7 +90,7 @@ def test_lateness_is_measured_on_the_topic_partition_of_the_event_alone():
     assert desk.give(view("x", T0 + 28 * MIN)) == "late"
 
 
-# --- joining views to renders ------------------------------------------------------------------------------------------
+# --- joining views to renders -----------------------------------------------------------------------------------------
 
 
 def test_a_view_is_credited_to_the_pane_of_its_render():
@@ -201,7 +201,7 @@ def test_a_view_of_an_unknown_render_that_would_be_late_is_an_orphan_at_once():
     assert desk.give(click("x", T0 + H - 10 * S - 1)) == "orphan"
 
 
-# --- what views say ----------------------------------------------------------------------------------------------------
+# --- what views say ---------------------------------------------------------------------------------------------------
 
 
 def test_undetermined_counts_as_an_event_but_makes_nothing_measurable():
@@ -253,7 +253,7 @@ def test_a_view_measurable_in_two_steps_is_measurable_once():
     }
 
 
-# --- clicks ------------------------------------------------------------------------------------------------------------
+# --- clicks -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_click_with_an_id_duplicates_only_the_same_id():
@@ -279,7 +279,7 @@ def test_a_click_never_makes_a_view_a_duplicate_nor_an_impression_viewable():
     assert desk.cell() == {"served": 1, "clicks": 1, "spend": CPM_2_50, "gross": 1, "revision": 3}
 
 
-# --- whose figures -----------------------------------------------------------------------------------------------------
+# --- whose figures ----------------------------------------------------------------------------------------------------
 
 
 def test_price_0_is_a_price():
@@ -341,7 +341,7 @@ def test_the_pane_boundary_belongs_to_the_pane_that_it_opens():
     assert {place[3]: cell["served"] for place, cell in desk.cells().items()} == {T0: 1, T0 + 10_000: 1}
 
 
-# --- what cannot be counted, and what is counted already ---------------------------------------------------------------
+# --- what cannot be counted, and what is counted already --------------------------------------------------------------
 
 
 def test_a_negative_price_is_malformed_and_its_neighbours_are_unharmed():

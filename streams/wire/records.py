@@ -47,7 +47,7 @@ def _open(kind: bytes, data: bytes, decode: Callable[[bytes], T]) -> T:
     return decode(payload)
 
 
-# --- journal -----------------------------------------------------------------------------------------------------------
+# --- journal ----------------------------------------------------------------------------------------------------------
 
 _delta = msgspec.msgpack.Decoder(Delta).decode
 
@@ -73,7 +73,7 @@ def decode_delta(data: bytes) -> Delta:
     return _open(b"JR", data, _delta)
 
 
-# --- partials ----------------------------------------------------------------------------------------------------------
+# --- partials ---------------------------------------------------------------------------------------------------------
 
 _partial = msgspec.msgpack.Decoder(Partial).decode
 
@@ -88,7 +88,7 @@ def decode_partial(data: bytes) -> Partial:
     return _open(b"PA", data, _partial)
 
 
-# --- rows of the campaign table ----------------------------------------------------------------------------------------
+# --- rows of the campaign table ---------------------------------------------------------------------------------------
 
 _ROWS: Final[dict[bytes, Callable[[bytes], Any]]] = {
     b"HE": msgspec.msgpack.Decoder(Head).decode,
@@ -123,7 +123,7 @@ def decode_row(data: bytes) -> Row:
     return row
 
 
-# --- windows -----------------------------------------------------------------------------------------------------------
+# --- windows ----------------------------------------------------------------------------------------------------------
 
 
 def window_key(window: Window) -> bytes:
@@ -136,7 +136,7 @@ def encode_window(window: Window) -> bytes:
     return msgspec.json.encode(window)
 
 
-# --- dead letters ------------------------------------------------------------------------------------------------------
+# --- dead letters -----------------------------------------------------------------------------------------------------
 
 Headers = list[tuple[str, bytes]]
 
