@@ -101,8 +101,7 @@ class Worker:
         """How long the last recovery took, from the assignment to the claim; None before the first."""
 
     def _table(self, name: str, partitions: int) -> PartitionTable:
-        raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
-        table: PartitionTable = self._app.Table(name, partitions=partitions, **raw)
+        table: PartitionTable = self._app.Table(name, partitions=partitions, key_type=bytes, value_type=bytes)
         table.outbox = Outbox(self._app)
         return table
 
@@ -168,7 +167,12 @@ class Worker:
         self._assigned_at = monotonic()
 
     async def _on_recovered(self, *_: Any, **__: Any) -> None:
-        """Claim what was assigned, now that its tables are here."""
+        """Claim what was assigned, now that its tables are here.
+
+        The fetch loop already runs, for the changelogs. Faust now seeks the inputs and after that clears its queues:
+        what was fetched in between would be lost, so the flow stops until Faust resumes it.
+        """
+        self._consumer.stop_flow()
         assigned = self._consumer.assignment()
         renders, partials = self._settings.topic(RENDERS), self._settings.topic(PARTIALS)
         self.qualify.claim({tp.partition for tp in assigned if tp.topic == renders})
@@ -204,13 +208,14 @@ class Worker:
         return self._consumer._thread._consumer is not None  # noqa: SLF001
 
     def lag(self) -> dict[tuple[str, int], int]:
-        """Return how many records each owned topic partition (name without prefix) has that are not applied."""
-        stage_1 = {
-            (topic, owned.number): self.qualify.lag(topic, owned)
-            for owned in self.qualify.owned.values()
-            for topic in TOPICS
-        }
-        return stage_1 | {(PARTIALS, number): self.rollup.lag(number) for number in self.rollup.owned}
+        """Return how many records each owned topic partition (name without prefix) has that are not applied.
+
+        A partition is left out until the first fetch has told where it ends.
+        """
+        owned = self.qualify.owned.values()
+        lags = {(topic, one.number): self.qualify.lag(topic, one) for one in owned for topic in TOPICS}
+        lags |= {(PARTIALS, number): self.rollup.lag(number) for number in self.rollup.owned}
+        return {place: lag for place, lag in lags.items() if lag is not None}
 
     def quiet_ms(self) -> int:
         """Return for how long no figure has changed while there is nothing to read; 0 while there is."""

@@ -191,10 +191,10 @@ class Qualify:
         quiet_s = monotonic() - owned.consumed_at[RENDERS]
         return 0 < self.idle_s < quiet_s and self.lag(RENDERS, owned) == 0
 
-    def lag(self, topic: str, owned: Owned) -> int:
-        """Return how many records of a topic partition are not applied yet, as far as the last fetch knew."""
+    def lag(self, topic: str, owned: Owned) -> int | None:
+        """Return how many records of a topic partition are not applied; None before the first fetch told its end."""
         end = self.flow.end_offset(self.prefix + topic, owned.number)
-        return max(0, (end or 0) - owned.state.progress[topic].fence)
+        return None if end is None else max(0, end - owned.state.progress[topic].fence)
 
     def _gather(self, owned: Owned) -> Commit:
         """Take what a partition gathered. Nothing is awaited here: a commit is one moment of the state."""

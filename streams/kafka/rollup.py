@@ -84,11 +84,12 @@ class RollupStage:
             self.positions[batch.partition] = batch.records[-1].offset + 1
             event.ack()
 
-    def lag(self, number: int) -> int:
-        """Return how many partials of a partition are not applied yet, as far as the last fetch knew."""
+    def lag(self, number: int) -> int | None:
+        """Return how many partials of a partition are not applied yet; None before the first fetch told its end."""
         topic = self.prefix + PARTIALS
+        end = self.flow.end_offset(topic, number)
         position = self.positions.get(number) or self.flow.committed(topic, number)
-        return max(0, (self.flow.end_offset(topic, number) or 0) - position)
+        return None if end is None else max(0, end - position)
 
     async def commit(self) -> None:
         """Publish due windows and bring changed rows into the table, then acknowledge the partials behind them."""

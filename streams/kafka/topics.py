@@ -117,6 +117,16 @@ class TopicAdmin:
             findings += _differences(topic, configs.get(topic.name))
         return findings
 
+    async def agreed_partitions(self, topics: list[Topic]) -> int:
+        """Return how many partitions every topic has. Raises TopicsError if one is missing or has another count."""
+        counts = await self.partition_counts(topic.name for topic in topics)
+        missing = [topic.name for topic in topics if topic.name not in counts]
+        if missing:
+            raise TopicsError(f"{', '.join(missing)}: no such topic; run `streams topics create --partitions N`")
+        if len(set(counts.values())) > 1:
+            raise TopicsError(_unequal(counts))
+        return next(iter(counts.values()))
+
     async def _configs(self, names: list[str]) -> dict[str, dict[str, str]]:
         resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
         if not resources:

@@ -43,7 +43,7 @@ class Flow(Protocol):
         """Return the offset that is committed, 0 if none is."""
 
     def end_offset(self, topic: str, partition: int) -> int | None:
-        """Return the end of a partition as the last fetch reported it."""
+        """Return the end of a partition as the last fetch reported it, or None before the first."""
 
 
 class BatchSchema(faust.Schema):
