@@ -1,7 +1,8 @@
 """Builders: events as dicts, logs of them, batches for the core, and random logs in which ids and times collide."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from random import Random
 from typing import Any
 
 from hypothesis import strategies as st
@@ -128,6 +129,8 @@ RULES = (
     Rules(lateness_ms=5_000, dedup_horizon_ms=30_000, viewability_horizon_ms=10_000),
     Rules(lateness_ms=40_000, dedup_horizon_ms=10_000, viewability_horizon_ms=60_000),
     Rules(lateness_ms=10_000, dedup_horizon_ms=5_000, viewability_horizon_ms=30_000, early_ms=5_000),
+    Rules(lateness_ms=5_000, dedup_horizon_ms=5_000, viewability_horizon_ms=5_000, early_ms=5_000),
+    Rules(lateness_ms=1, dedup_horizon_ms=1, viewability_horizon_ms=1, early_ms=0),
 )
 MALFORMED = (
     None,
@@ -147,54 +150,52 @@ _PRICES: tuple[dict[str, Any], ...] = (
     {"price": "0.0000005"},
     {"price": 1234567, "price_unit": "micros_cpm", "currency": "USD"},
 )
-_STEPS = st.sampled_from((0, 0, 0, 1, 1_000, 5_000, 10_000, 10_001, 20_000))
-_BACK = st.sampled_from((0, 0, 0, 1, 4_999, 5_000, 5_001, 9_999, 10_000, 10_001, 20_000, 20_001, 40_000, 60_001))
-_SOURCES = st.sampled_from(({}, {}, {}, {"source": "adserver"}, {"source": "dsp"}, {"source": None}))
-_IDS = st.sampled_from("xyz")
-
-_RENDERS = st.builds(
-    lambda name, campaign, source, price: {"impression_id": name, "campaign_id": campaign, **source, **price},
-    _IDS,
-    st.sampled_from("0c"),
-    _SOURCES,
-    st.sampled_from(_PRICES),
-)
-_VIEWS = st.builds(
-    lambda name, kind, source: {"impression_id": name, "kind": kind, **source},
-    _IDS,
-    st.sampled_from(("measurable", "viewable", "not_viewable", "undetermined", "signal")),
-    _SOURCES,
-)
-_CLICKS = st.builds(
-    lambda name, click_id, source: {"impression_id": name, **click_id, **source},
-    _IDS,
-    st.sampled_from(({}, {"click_id": None}, {"click_id": "a"}, {"click_id": "b"})),
-    _SOURCES,
-)
+_STEPS = (0, 0, 0, 1, 1_000, 5_000, 10_000, 10_001, 20_000)
+_BACK = (0, 0, 0, 0, 1, 4_999, 5_000, 5_001, 9_999, 10_000, 10_001, 20_000, 20_001, 40_000, 60_001)
+_SOURCES: tuple[dict[str, Any], ...] = ({}, {}, {}, {"source": "adserver"}, {"source": "dsp"}, {"source": None})
+_KINDS = ("measurable", "viewable", "not_viewable", "undetermined", "signal")
+_CLICK_IDS: tuple[dict[str, Any], ...] = ({}, {"click_id": None}, {"click_id": "a"}, {"click_id": "b"})
 
 
-def _log(events: st.SearchStrategy[Event], longest: int) -> st.SearchStrategy[Log]:
-    """Time moves on by steps, each event lies some way behind it, offsets have gaps, one record in ten is broken."""
-    record = st.tuples(st.integers(0, 9), st.sampled_from(MALFORMED), events, _STEPS, _BACK, st.integers(1, 2))
-    return st.lists(record, max_size=longest).map(_placed)
+
+def _render(pick: Callable[[Sequence[Any]], Any]) -> Event:
+    return {"impression_id": pick("xyz"), "campaign_id": pick("0c"), **pick(_SOURCES), **pick(_PRICES)}
 
 
-def _placed(drawn: list[tuple[int, Any, Event, int, int, int]]) -> Log:
+def _view(pick: Callable[[Sequence[Any]], Any]) -> Event:
+    return {"impression_id": pick("xyz"), "kind": pick(_KINDS), **pick(_SOURCES)}
+
+
+def _click(pick: Callable[[Sequence[Any]], Any]) -> Event:
+    return {"impression_id": pick("xyz"), **pick(_CLICK_IDS), **pick(_SOURCES)}
+
+
+_EVENTS = {"renders": _render, "viewability": _view, "clicks": _click}
+
+
+def _log(topic: str, length: int, pick: Callable[[Sequence[Any]], Any]) -> Log:
+    """Time moves on by steps, each event lies some way behind it, offsets have gaps, one record in 15 is broken."""
     log: Log = []
     now, offset = 60_000, 0
-    for luck, broken, event, step, back, gap in drawn:
-        now += step
-        log.append((offset, broken if luck == 9 else {**event, "ts": max(0, now - back)}, None))
-        offset += gap
+    for _ in range(length):
+        now += pick(_STEPS)
+        event = _EVENTS[topic](pick) | {"ts": max(0, now - pick(_BACK))}
+        log.append((offset, pick(MALFORMED) if pick(range(15)) == 7 else event, None))
+        offset += pick((1, 1, 1, 2))
     return log
 
 
-def logs(longest: int = 14) -> st.SearchStrategy[Logs]:
-    """Logs of the three topics of one partition."""
-    return st.fixed_dictionaries(
-        {
-            "renders": _log(_RENDERS, longest),
-            "viewability": _log(_VIEWS, longest),
-            "clicks": _log(_CLICKS, longest // 2),
-        }
-    )
+@st.composite
+def logs(draw: st.DrawFn, longest: int = 12) -> Logs:
+    """Logs of the three topics of one partition, each choice hypothesis's own, so that a failure shrinks."""
+
+    def pick(choices: Sequence[Any]) -> Any:
+        return draw(st.sampled_from(choices))
+
+    return {topic: _log(topic, draw(st.integers(0, longest)), pick) for topic in TOPICS}
+
+
+def seeded_logs(seed: int, length: int) -> Logs:
+    """Longer logs, the same for the same seed: long enough that impressions and panes are forgotten."""
+    pick = Random(seed).choice
+    return {topic: _log(topic, length, pick) for topic in TOPICS}
