@@ -1,0 +1,380 @@
+"""The sum over partitions: totals, rolling and tumbling windows, against sums by hand and against the oracle."""
+
+from collections import defaultdict
+from random import Random
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.core.panes import Cell, Rolling, Series, pane_of
+from streams.core.partition import NEVER, Touched
+from streams.core.rollup import Head, Lifetime, Partial, Rollup, Window
+from streams.wire.records import decode_partial, decode_row, decode_row_key, encode_row, encode_row_key
+from tests import oracle
+from tests.logs import RULES, TOPICS, contract_of, seeded_logs
+from tests.runs import Run, assert_same_state
+from tests.test_properties import THOROUGH
+
+MIN = 60_000
+BILLED = Series("c", "USD", "adserver")
+SHORT, LONG = 10_000, 60_000
+
+# --- builders ---------------------------------------------------------------------------------------------------------
+
+
+def head(seq: int = 0, epoch: int = 0, time: int = 0, partitions: int = 1, final: int = 0, idle: bool = False) -> Head:
+    return Head(epoch, seq, partitions, time, idle, final)
+
+
+def partial(head: Head, cells: dict[int, Cell] | None = None, partition: int = 0, series: Series = BILLED) -> Partial:
+    return Partial(partition, head, [Touched(series, pane, cell) for pane, cell in (cells or {}).items()])
+
+
+def served(count: int, spend: int = 0) -> Cell:
+    return Cell(served=count, gross=count, revision=count, spend=spend)
+
+
+def rollup(*partials: Partial, windows: tuple[int, ...] = (MIN,)) -> Rollup:
+    total = Rollup(windows, "adserver")
+    for one in partials:
+        total.apply(one)
+    return total
+
+
+def total_served(total: Rollup, series: Series = BILLED) -> int:
+    return total.accounts[series].total.served
+
+
+def in_windows(total: Rollup, series: Series = BILLED) -> list[int]:
+    return [window.served for window in total.accounts[series].rolling.sums]
+
+
+class Stage:
+    """A rollup with its table and its published windows, that can lose its memory."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.table: dict[bytes, bytes] = {}
+        self.published: dict[tuple[str, str, int], Window] = {}
+        self.committed = self.applied = 0
+        self.rollup = self._loaded()
+
+    def _loaded(self) -> Rollup:
+        total = Rollup((SHORT, LONG), "adserver")
+        total.load([(decode_row_key(key)[1], decode_row(row)) for key, row in self.table.items()])
+        return total
+
+    def take(self, sent: bytes) -> None:
+        self.rollup.apply(decode_partial(sent))
+
+    def catch_up(self) -> None:
+        for sent in self.sent[self.applied :]:
+            self.take(sent)
+        self.applied = len(self.sent)
+
+    def commit(self) -> None:
+        """The order of a worker: windows, rows, then what is final is folded, then the offsets."""
+        for window in self.rollup.windows():
+            self.published[window.campaign_id, window.currency, window.start] = window
+        for key, row in self.rollup.changed():
+            if row is None:
+                self.table.pop(encode_row_key(0, key), None)
+            else:
+                self.table[encode_row_key(0, key)] = encode_row(row)
+        self.rollup.fold_final()
+        self.committed = self.applied
+
+    def crash(self) -> None:
+        self.rollup, self.applied = self._loaded(), self.committed
+
+
+def run_all(seed: int) -> tuple[Stage, list[Run]]:
+    """Partitions at paces of their own, partials sent again and out of time, crashes on both sides."""
+    random = Random(seed)
+    rules = RULES[seed % len(RULES)]
+    count = random.randint(1, 3)
+    runs = [Run(rules, seeded_logs(random.getrandbits(32), 30), number, count) for number in range(count)]
+    stage = Stage()
+    unread = list(runs)
+    while unread:
+        for run in unread:
+            for topic in TOPICS:
+                run.read(topic, random.randint(0, 5))
+            sent = run.commit(deliver=random.random() < 0.9)
+            stage.sent += [sent] if sent else []
+        stage.catch_up()
+        for _ in range(random.randint(0, 2)):
+            if stage.sent:
+                stage.take(random.choice(stage.sent))
+        if random.random() < 0.5:
+            stage.commit()
+        if random.random() < 0.1:
+            stage.crash()
+        unread = [run for run in unread if any(run.position[topic] < len(run.logs[topic]) for topic in TOPICS)]
+    for run in runs:
+        sent = run.commit()
+        assert sent is not None
+        stage.sent.append(sent)
+    stage.catch_up()
+    stage.commit()
+    stage.commit()
+    return stage, runs
+
+
+def truth_of(runs: list[Run]) -> dict[tuple[Series, int], Cell]:
+    """Every cell over all partitions, by the oracle."""
+    sums: dict[tuple[Series, int], Cell] = defaultdict(Cell)
+    for run in runs:
+        for (campaign, currency, source, pane), cell in oracle.answer(run.logs, contract_of(run.rules)).cells.items():
+            sums[Series(campaign, currency, source), pane].add(Cell(**cell))
+    return dict(sums)
+
+
+def sum_of(cells: Any) -> Cell:
+    total = Cell()
+    for cell in cells:
+        total.add(cell)
+    return total
+
+
+seeds = st.integers(0, 2**32)
+
+# --- laws -------------------------------------------------------------------------------------------------------------
+
+
+@THOROUGH
+@given(seeds)
+def test_totals_are_the_sums_of_all_cells_whatever_was_sent_twice_or_lost_on_the_way(seed):
+    stage, runs = run_all(seed)
+    truth = truth_of(runs)
+    totals = {series: account.total for series, account in stage.rollup.accounts.items()}
+    assert totals == {
+        series: sum_of(cell for (of, _), cell in truth.items() if of == series) for series in {of for of, _ in truth}
+    }
+    for account in stage.rollup.accounts.values():
+        assert account.total == sum_of([account.lifetime.cell, *map(account.sum_of, account.minutes)])
+
+
+@THOROUGH
+@given(seeds)
+def test_every_window_that_is_due_was_published_last_as_it_is(seed):
+    stage, runs = run_all(seed)
+    minutes: dict[tuple[str, str, int], Cell] = defaultdict(Cell)
+    for (series, pane), cell in truth_of(runs).items():
+        if series.source == "adserver":
+            minutes[series.campaign_id, series.currency, pane // MIN * MIN].add(cell)
+    final, now = stage.rollup.final_before(), stage.rollup.stream_time()
+    due = {place: cell for place, cell in minutes.items() if place[2] + MIN <= max(final, now - 10_000)}
+    assert due.keys() <= stage.published.keys()
+    for place, cell in due.items():
+        window = stage.published[place]
+        assert (window.served, window.measurable, window.viewable, window.clicks, window.revision) == (
+            cell.served, cell.measurable, cell.viewable, cell.clicks, cell.revision,
+        )  # fmt: skip
+        assert window.final == (window.end <= final)
+
+
+@THOROUGH
+@given(seeds)
+def test_a_rollup_loaded_from_its_table_is_the_live_one(seed):
+    stage, _ = run_all(seed)
+    published_only = ("_unpublished", "_final_published", "_changed")
+    if stage.rollup._now == pane_of(stage.rollup.stream_time()):
+        assert_same_state(stage.rollup, stage._loaded(), ignoring=published_only)
+
+
+@THOROUGH
+@given(seeds)
+def test_sending_any_partial_again_changes_nothing(seed):
+    stage, _ = run_all(seed)
+    other, _ = run_all(seed)
+    for sent in Random(seed).sample(stage.sent, len(stage.sent)) * 2:
+        stage.take(sent)
+    assert_same_state(stage.rollup, other.rollup, ignoring=("_unpublished", "_changed"))
+
+
+PANE_STARTS = st.integers(0, 40).map(lambda pane: pane * 10_000)
+ADDED = st.tuples(st.just("add"), PANE_STARTS, st.integers(1, 5))
+MOVED = st.tuples(st.just("move"), st.integers(0, 420_000), st.just(0))
+
+
+@THOROUGH
+@given(st.lists(st.one_of(ADDED, MOVED), max_size=40))
+def test_rolling_windows_are_the_sums_of_their_panes(steps):
+    lengths = (10_000, 50_000, 200_000)
+    rolling, cells, now = Rolling(lengths), [], -10_000
+    for step, at, count in steps:
+        if step == "add":
+            rolling.add(at, served(count, spend=count * 7))
+            cells.append((at, served(count, spend=count * 7)))
+        else:
+            rolling.advance(at)
+            now = max(now, at // 10_000 * 10_000)
+        assert rolling.sums == [
+            sum_of(cell for pane, cell in cells if now - length < pane <= now) for length in lengths
+        ]
+
+
+@THOROUGH
+@given(seeds)
+def test_rolling_windows_of_the_rollup_hold_what_the_oracle_says_of_their_panes(seed):
+    stage, runs = run_all(seed)
+    truth, now = truth_of(runs), stage.rollup._now
+    for series, account in stage.rollup.accounts.items():
+        for length, window in zip((SHORT, LONG), account.rolling.sums, strict=True):
+            held = [cell for (of, pane), cell in truth.items() if of == series and now - length < pane <= now]
+            assert window == sum_of(held)
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+def test_partitions_are_added_up():
+    total = rollup(partial(head(), {0: served(2)}), partial(head(), {0: served(3)}, partition=1))
+    assert total_served(total) == 5
+
+
+def test_a_cell_is_absolute_so_a_newer_word_replaces_the_older_one():
+    total = rollup(partial(head(0), {0: served(2)}), partial(head(1), {0: served(5)}))
+    assert total_served(total) == 5
+
+
+def test_an_older_word_after_a_newer_one_changes_nothing():
+    total = rollup(partial(head(1), {0: served(5)}), partial(head(0), {0: served(2)}))
+    assert total_served(total) == 5
+    assert total.heads[0].seq == 1
+
+
+def test_a_partial_of_an_older_owner_is_refused_whole_finality_included():
+    late = partial(head(9, epoch=0, final=MIN, time=MIN), {0: served(9), 90_000: served(1)})
+    total = rollup(partial(head(0, epoch=1), {0: served(5)}), late)
+    assert total_served(total) == 5
+    assert total.heads[0] == head(0, epoch=1)
+    assert total.final_before() == 0
+
+
+def test_sources_and_currencies_have_accounts_of_their_own():
+    other, euros = Series("c", "USD", "dsp"), Series("c", "EUR", "adserver")
+    total = rollup(
+        partial(head(0), {0: served(1)}),
+        partial(head(1), {0: served(2)}, series=other),
+        partial(head(2), {0: served(4)}, series=euros),
+    )
+    assert [total_served(total, series) for series in (BILLED, other, euros)] == [1, 2, 4]
+
+
+def test_stream_time_is_the_smallest_over_the_partitions_that_are_not_idle():
+    total = rollup(partial(head(time=90_000)), partial(head(time=50_000), partition=1))
+    assert total.stream_time() == 50_000
+    total.apply(partial(head(1, time=50_000, idle=True), partition=1))
+    assert total.stream_time() == 90_000
+
+
+def test_stream_time_of_partitions_that_are_all_idle_is_the_largest():
+    total = rollup(partial(head(time=9, idle=True)), partial(head(time=5, idle=True), partition=1))
+    assert total.stream_time() == 9
+
+
+def test_nothing_is_final_while_one_partition_has_not_spoken():
+    total = rollup(partial(head(partitions=2, final=MIN)))
+    assert total.final_before() == 0
+    total.apply(partial(head(partitions=2, final=2 * MIN), partition=1))
+    assert total.final_before() == MIN
+
+
+def test_a_partition_without_renders_has_no_stream_time_and_holds_nothing_back():
+    total = rollup(partial(head(time=NEVER, partitions=2)), partial(head(time=50_000, partitions=2), partition=1))
+    assert total.stream_time() == 50_000
+
+
+def test_windows_hold_the_pane_of_stream_time_and_the_panes_before_it():
+    cells = {pane: served(1) for pane in range(0, 100_000, 10_000)}
+    total = rollup(partial(head(time=95_000), cells), windows=(10_000, 60_000))
+    assert in_windows(total) == [1, 6]
+    total.apply(partial(head(1, time=100_000)))
+    assert in_windows(total) == [0, 5]
+    total.apply(partial(head(2, time=1_000_000)))
+    assert in_windows(total) == [0, 0]
+
+
+def test_a_pane_ahead_of_stream_time_is_in_no_window_yet():
+    total = rollup(
+        partial(head(time=10_000), {10_000: served(1)}), partial(head(time=30_000), {30_000: served(1)}, partition=1)
+    )
+    assert in_windows(total) == [1]
+    total.apply(partial(head(1, time=30_000)))
+    assert in_windows(total) == [2]
+
+
+def test_a_tumbling_window_is_published_when_stream_time_has_passed_its_end_by_10_s():
+    total = rollup(partial(head(0, time=69_999), {0: served(1)}))
+    assert total.windows() == []
+    total.apply(partial(head(1, time=70_000)))
+    (window,) = total.windows()
+    assert (window.start, window.end, window.served, window.final) == (0, MIN, 1, False)
+    assert total.windows() == []
+
+
+def test_a_tumbling_window_is_published_again_when_it_changes_and_last_when_it_is_final():
+    total = rollup(partial(head(0, time=2 * MIN), {0: served(1)}))
+    assert [window.revision for window in total.windows()] == [1]
+    total.apply(partial(head(1, time=2 * MIN), {10_000: served(2)}))
+    assert [(window.served, window.final) for window in total.windows()] == [(3, False)]
+    total.apply(partial(head(2, time=3 * MIN, final=MIN - 1)))
+    assert total.windows() == []
+    total.apply(partial(head(3, time=3 * MIN, final=MIN)))
+    assert [(window.served, window.final) for window in total.windows()] == [(3, True)]
+    assert total.windows() == []
+
+
+def test_only_the_billing_source_has_tumbling_windows():
+    total = rollup(partial(head(time=2 * MIN), {0: served(1)}, series=Series("c", "USD", "dsp")))
+    assert total.windows() == []
+
+
+def test_a_window_says_its_figures_in_currency_units_and_null_where_a_ratio_is_undefined():
+    cell = Cell(served=4, measurable=3, viewable=0, clicks=1, spend=10_000_000, gross=4, revision=8)
+    (window,) = rollup(partial(head(time=2 * MIN), {0: cell})).windows()
+    assert window == Window("c", "USD", 0, MIN, 4, 3, 0, 1, "0.01", 2.5, None, 0.0, 0.75, 8, False)
+
+
+def test_final_minutes_are_folded_once_they_have_left_the_longest_window():
+    total = rollup(partial(head(0, time=3 * MIN, final=MIN), {0: served(2), MIN: served(3)}), windows=(2 * MIN,))
+    total.fold_final()
+    assert total.accounts[BILLED].lifetime == Lifetime(0, Cell()), "not before its windows were returned"
+    total.windows()
+    total.fold_final()
+    assert total.accounts[BILLED].lifetime == Lifetime(MIN, served(2))
+    assert list(total.accounts[BILLED].minutes) == [MIN]
+    assert total_served(total) == 5
+
+
+def test_what_lies_below_the_bound_is_ignored_ever_after():
+    total = rollup(partial(head(0, time=3 * MIN, final=MIN), {0: served(2)}), windows=(MIN,))
+    total.windows()
+    total.fold_final()
+    total.apply(partial(head(0, epoch=1, time=3 * MIN, final=MIN), {0: served(2)}))
+    assert total_served(total) == 2
+
+
+def test_a_crash_between_a_lifetime_and_the_deletion_of_its_minutes_counts_nothing_twice():
+    total = rollup(partial(head(0, time=3 * MIN, final=MIN), {0: served(2)}), windows=(MIN,))
+    total.windows()
+    table = dict(total.changed())
+    total.fold_final()
+    changes = list(total.changed())
+    assert [row is None for _, row in changes] == [False, True]
+    again = Rollup((MIN,), "adserver")
+    again.load((table | dict(changes[:1])).items())  # type: ignore[arg-type]
+    assert total_served(again) == 2
+
+
+def test_a_recovered_rollup_shows_the_windows_of_the_live_one_even_when_a_partition_spoke_late():
+    total = rollup(
+        partial(head(time=10 * MIN, partitions=2), {10 * MIN: served(1), MIN: served(5)}),
+        partial(head(time=MIN, partitions=2), partition=1),
+    )
+    again = Rollup((MIN,), "adserver")
+    again.load([(key, row) for key, row in total.changed() if row is not None])
+    assert in_windows(again) == in_windows(total)
