@@ -82,7 +82,7 @@ class Refused(msgspec.Struct, frozen=True):
     detail: str
 
 
-class Waiting(msgspec.Struct, array_like=True):
+class Waiting(msgspec.Struct, array_like=True, gc=False):
     """A view or click whose render has not come yet, with all that its decision will need."""
 
     topic: str

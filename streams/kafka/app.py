@@ -23,6 +23,7 @@ from streams.settings import Settings
 
 ROLLUP_COMMIT_S: Final = 1.0
 """Rows of campaigns are written this often: partials repeat them until then."""
+ADVANCE_S: Final = 0.1
 PROBE_S: Final = 1.0
 REACHABLE_FOR_S: Final = 5.0
 CURRENT_FOR_S: Final = 10.0
@@ -127,7 +128,7 @@ class Worker:
         """Work until told to stop, then commit and leave the group. Raises what made the worker crash."""
         self._app.finalize()
         await self._app.start()
-        for task in (self._commit_qualify, self._commit_rollup, self._probe):
+        for task in (self._advance_qualify, self._commit_qualify, self._commit_rollup, self._probe):
             self._app.add_future(task())
         await self._app.wait_for_stopped(stop.wait())
         try:
@@ -137,6 +138,11 @@ class Worker:
             await self._app.stop()
         if self._app.crashed:
             raise self._app.crash_reason or RuntimeError("the worker crashed without a reason")
+
+    async def _advance_qualify(self) -> None:
+        while not self._app.should_stop:
+            await self.qualify.advance()
+            await self._app.sleep(ADVANCE_S)
 
     async def _commit_qualify(self) -> None:
         interval = self._settings.commit_interval / 1000

@@ -16,6 +16,7 @@ from streams.core.events import RENDERS, TOPICS
 from streams.core.partition import Batch, Partition, Touched
 from streams.core.rollup import Head, Partial
 from streams.core.rules import Rules
+from streams.kafka.backlog import Backlog, Chunk
 from streams.kafka.topics import DEAD_LETTERS, PARTIALS
 from streams.kafka.transport import Flow, PartitionTable, RecordBatch
 from streams.wire.events import decoder
@@ -33,6 +34,9 @@ from streams.wire.records import (
 
 CHUNK: Final = 1_000
 """Records applied at a time: the event loop is held no longer, so that heartbeats and scrapes are answered."""
+
+PATIENCE_S: Final = 2.0
+"""How long a topic waits for older events of another one that has records left but gives none."""
 
 EPOCH: Final = 0
 
@@ -63,6 +67,9 @@ class Owned:
         self.idle = False
         self.confirmed = 0
         """The `final_before` of the newest partial that is known to be delivered."""
+        self.backlog = Backlog()
+        self.advancing = False
+        self.fetched_at = dict.fromkeys(TOPICS, monotonic())
         self.consumed_at = dict.fromkeys(TOPICS, monotonic())
         self.ended_at = dict.fromkeys(TOPICS, float("-inf"))
         """When each topic was last seen read to its end."""
@@ -137,17 +144,43 @@ class Qualify:
             batch: RecordBatch = event.value
             owned = self.owned[batch.partition]
             topic = batch.topic.removeprefix(self.prefix)
-            decode = decoder(topic)
             for start in range(0, len(batch.records), CHUNK):
-                self._apply(owned, topic, decode, batch.records[start : start + CHUNK])
-                await asyncio.sleep(0)
+                records = batch.records[start : start + CHUNK]
+                owned.backlog.put(Chunk(topic, records, decoder(topic)([record.value for record in records])))
+            owned.fetched_at[topic] = monotonic()
+            if owned.backlog.is_full(topic):
+                self.flow.pause(batch.topic, batch.partition)
             event.ack()
+            await self._advance(owned)
 
-    def _apply(self, owned: Owned, topic: str, decode: Any, records: list[Any]) -> None:
-        last = records[-1]
-        values = [record.value for record in records]
-        offsets = [record.offset for record in records]
-        refused = owned.state.apply(Batch(topic, offsets, decode(values), last.offset + 1))
+    async def advance(self) -> None:
+        """Apply what no longer has to wait for another topic. To be called now and then: waiting ends with time."""
+        for owned in list(self.owned.values()):
+            await self._advance(owned)
+
+    async def _advance(self, owned: Owned) -> None:
+        if owned.advancing:
+            return
+        owned.advancing = True
+        stream_times = {topic: progress.stream_time for topic, progress in owned.state.progress.items()}
+        while self.owned.get(owned.number) is owned:
+            chunk = owned.backlog.next(stream_times, lambda topic: self._may_have_more(topic, owned))
+            if chunk is None:
+                break
+            self._apply(owned, chunk)
+            stream_times[chunk.topic] = owned.state.progress[chunk.topic].stream_time
+            if not owned.backlog.is_full(chunk.topic):
+                self.flow.resume(self.prefix + chunk.topic, owned.number)
+            await asyncio.sleep(0)
+        owned.advancing = False
+
+    def _may_have_more(self, topic: str, owned: Owned) -> bool:
+        """Say whether a topic without a chunk may soon have one. Not for ever: offsets need not all be records."""
+        return self.lag(topic, owned) != 0 and monotonic() - owned.fetched_at[topic] < PATIENCE_S
+
+    def _apply(self, owned: Owned, chunk: Chunk) -> None:
+        topic, records, events = chunk
+        refused = owned.state.apply(Batch(topic, [record.offset for record in records], events, records[-1].offset + 1))
         owned.changed = True
         owned.consumed_at[topic] = monotonic()
         if refused:

@@ -39,6 +39,12 @@ class Flow(Protocol):
     def done(self, topic: str, partition: int, next_offset: int) -> None:
         """Say that what lies before an offset need never be read again."""
 
+    def pause(self, topic: str, partition: int) -> None:
+        """Fetch no more of a partition until `resume`."""
+
+    def resume(self, topic: str, partition: int) -> None:
+        """Fetch a partition again, if it was paused."""
+
     def committed(self, topic: str, partition: int) -> int:
         """Return the offset that is committed, 0 if none is."""
 
@@ -112,8 +118,8 @@ class Consumer(driver.Consumer):
         for tp, batch in records.items():
             if not self.flow_active or self.app.consumer_generation_id != generation:
                 return  # a rebalance began: its own seek comes when it ends
-            if active is not None and tp not in active:
-                continue
+            if active is not None and tp not in active and self._is_changelog_tp(tp):
+                continue  # paused since its recovery; an input may be paused too, but what was read of it is handed on
             for message in self._messages(tp, batch):
                 yield tp, message
 
@@ -154,6 +160,16 @@ class Consumer(driver.Consumer):
                 raise
         self._done.clear()
         await super().on_partitions_revoked(revoked)
+
+    def pause(self, topic: str, partition: int) -> None:
+        """Fetch no more of a partition until `resume`."""
+        self.pause_partitions({TP(topic, partition)})
+
+    def resume(self, topic: str, partition: int) -> None:
+        """Fetch a partition again, if it was paused."""
+        tp = TP(topic, partition)
+        if tp in self._paused_partitions and self.flow_active:
+            self.resume_partitions({tp})
 
     # --- what metrics read -------------------------------------------------------------------------------------------
 
