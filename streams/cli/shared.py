@@ -14,7 +14,8 @@ from streams.settings import Settings, SettingsError, load
 T = TypeVar("T")
 
 BrokerOption = Annotated[
-    str | None, typer.Option("--broker", help="Kafka bootstrap address (STREAMS_BROKER).", show_default="127.0.0.1:9092")
+    str | None,
+    typer.Option("--broker", help="Kafka bootstrap address (STREAMS_BROKER).", show_default="127.0.0.1:9092"),
 ]
 PrefixOption = Annotated[
     str | None, typer.Option("--topic-prefix", help="Goes before every topic name (STREAMS_TOPIC_PREFIX).")

@@ -144,9 +144,9 @@ def _refuse_other_counts(counts: dict[str, int], partitions: int) -> None:
     if others:
         found = ", ".join(f"{name} has {count}" for name, count in sorted(others.items()))
         raise TopicsError(
-            f"{found}, not {partitions}. Partition counts cannot be changed in place: what a key's partition has counted"
-            f" would stay behind. Use --partitions {min(others.values())}, or another STREAMS_TOPIC_PREFIX and send the"
-            " events again."
+            f"{found}, not {partitions}. Partition counts cannot be changed in place: what a key's partition has"
+            f" counted would stay behind. Use --partitions {min(others.values())}, or another STREAMS_TOPIC_PREFIX and"
+            " send the events again."
         )
 
 
