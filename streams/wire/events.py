@@ -37,33 +37,43 @@ def decoder(topic: str) -> Callable[[Iterable[bytes | None]], list[Event | Malfo
 
 
 def _event_or_malformed(decode: Decode, value: bytes | None) -> Event | Malformed:
+    if value is None:
+        return Malformed("null_value", "the record has no value")
     try:
-        if value is None:
-            return Malformed("null_value", "the record has no value")
         if not value.isascii():
             value.decode()  # the decoder below would let bad UTF-8 pass in a field that it skips
         return decode(value)
-    except PriceError as error:
-        return Malformed("bad_price", f"price: {error}")
-    except msgspec.ValidationError as error:
-        return _invalid(str(error))
-    except UnicodeDecodeError as error:
-        return Malformed("not_utf8", f"byte {error.start} is not UTF-8")
-    except msgspec.DecodeError as error:
-        return Malformed("not_json", str(error))
-    except RecursionError:
-        return Malformed("not_json", "nested too deeply")
+    except (PriceError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return _malformed(error)
+
+
+def _malformed(error: Exception) -> Malformed:
+    """Say why a record is no event, in words that repeat nothing of it."""
+    match error:
+        case PriceError():
+            return Malformed("bad_price", f"price: {error}")
+        case UnicodeDecodeError():
+            return Malformed("not_utf8", f"byte {error.start} is not UTF-8")
+        case RecursionError():
+            return Malformed("not_json", "nested too deeply")
+        case msgspec.ValidationError():
+            return _invalid(str(error))
+    return Malformed("not_json", str(error))
 
 
 def _invalid(message: str) -> Malformed:
-    """Name what is wrong with an object: the decoder's message without any value that it quotes."""
-    problem, _, path = message.partition(" - at `$.")
+    """Name what is wrong with an object. The decoder's message quotes a value only where a choice is wrong."""
+    problem, _, path = message.rpartition(" - at `$.") if " - at `$." in message else (message, "", "")
     field = path.rstrip("`")
+    if problem.startswith("Invalid enum value"):
+        return Malformed("out_of_range", f"{field}: not one of the names that it can have")
     if problem.startswith("Object missing required field"):
         return Malformed("missing_field", problem.removeprefix("Object ") + (f" in {field}" if field else ""))
-    if ", got `" in problem:
-        return Malformed("wrong_type", f"{field}: {problem}") if field else Malformed("not_an_object", problem)
-    return Malformed("out_of_range", f"{field}: {problem.partition(' value ')[0]}")
+    if not field:
+        return Malformed("not_an_object", problem)
+    if problem.endswith("got `null`"):
+        return Malformed("missing_field", f"{field}: null is absent, and it is required")
+    return Malformed("wrong_type" if ", got `" in problem else "out_of_range", f"{field}: {problem}")
 
 
 _render = msgspec.json.Decoder(Render).decode

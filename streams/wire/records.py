@@ -16,6 +16,7 @@ from streams.core.partition import Delta, Refused
 from streams.core.rollup import Head, Lifetime, Partial, Row, RowKey, Share, Window
 
 FORMAT: Final = 1
+OLDEST_FORMAT: Final = 1
 
 T = TypeVar("T")
 
@@ -42,9 +43,18 @@ def _open(kind: bytes, data: bytes, decode: Callable[[bytes], T]) -> T:
         raise RecordError(f"expected a record of kind {kind!r}, found {found!r}")
     if version > FORMAT:
         raise RecordError(f"format {version} is newer than this program's {FORMAT}")
+    if version < OLDEST_FORMAT:
+        raise RecordError(f"format {version} is older than {OLDEST_FORMAT}, the oldest that this program reads")
     if xxhash.xxh3_64_intdigest(payload) != checksum:
         raise RecordError("checksum does not match")
-    return decode(payload)
+    return _decoded(payload, decode)
+
+
+def _decoded(payload: bytes, decode: Callable[[bytes], T]) -> T:
+    try:
+        return decode(payload)
+    except msgspec.DecodeError as error:
+        raise RecordError(f"not what its kind promises: {error}") from None
 
 
 # --- journal ----------------------------------------------------------------------------------------------------------
@@ -58,7 +68,9 @@ def journal_key(partition: int, epoch: int, seq: int) -> bytes:
 
 
 def journal_position(key: bytes) -> tuple[int, int, int]:
-    """Return (partition, epoch, seq) of a journal key."""
+    """Return (partition, epoch, seq) of a journal key. Raises RecordError."""
+    if len(key) != _JOURNAL_KEY.size:
+        raise RecordError("no journal key: its length is wrong")
     partition, epoch, seq = _JOURNAL_KEY.unpack(key)
     return partition, epoch, seq
 
@@ -104,8 +116,10 @@ def encode_row_key(table_partition: int, key: RowKey) -> bytes:
 
 
 def decode_row_key(data: bytes) -> tuple[int, RowKey]:
-    """Return (partition of the table, key) of a row's key."""
-    return _PARTITION.unpack_from(data)[0], RowKey(*_row_key(data[_PARTITION.size :]))
+    """Return (partition of the table, key) of a row's key. Raises RecordError."""
+    if len(data) < _PARTITION.size:
+        raise RecordError("no row key: it is too short")
+    return _PARTITION.unpack_from(data)[0], RowKey(*_decoded(data[_PARTITION.size :], _row_key))
 
 
 def encode_row(row: Row) -> bytes:
