@@ -131,6 +131,21 @@ class Rolling:
             del self.panes[pane]
         self.now = now
 
+    def at(self, stream_time_ms: int) -> list[Cell] | None:
+        """Return the sum of each window as it is at a stream time, or would be if that came without further events.
+
+        None if the newest pane has left the longest window: there is nothing to show then.
+        """
+        now = pane_of(stream_time_ms)
+        if not any(pane > now - self.longest for pane in self.panes):
+            return None
+        if now <= self.now:
+            return self.sums
+        totals = [Cell() for _ in self.lengths]
+        for length, total in zip(self.lengths, totals, strict=True):
+            self._add_range(total, now + PANE_MS - length, now + PANE_MS, 1)
+        return totals
+
     def _add_range(self, total: Cell, start: int, stop: int, sign: int) -> None:
         for pane in held_between(self.panes, start, stop):
             total.add(self.panes[pane], sign)

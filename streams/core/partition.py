@@ -174,6 +174,8 @@ class Partition:
         self.ledgers: dict[tuple[str, str, str], Ledger] = {}
         self.waiting: dict[int, list[Waiting]] = {}
         """What waits for each identity, in the order in which it came."""
+        self.pending = dict.fromkeys(TOPICS, 0)
+        """How many events of each topic wait."""
         self._held: dict[tuple[str, int], Waiting] = {}
         self._due = _DueDates()
         self._deciders: dict[str, Callable[[int, Any, Progress], Outcome | None]] = {
@@ -325,6 +327,7 @@ class Partition:
     def _hold(self, waiting: Waiting) -> None:
         self.waiting.setdefault(waiting.key, []).append(waiting)
         self._held[waiting.topic, waiting.offset] = waiting
+        self.pending[waiting.topic] += 1
         self._due.add(waiting)
 
     def _meet_waiting(self, key: int, row: int) -> None:
@@ -347,6 +350,7 @@ class Partition:
     def _release(self, waiting: Waiting) -> None:
         self._due.remove(waiting)
         del self._held[waiting.topic, waiting.offset]
+        self.pending[waiting.topic] -= 1
         of_key = self.waiting[waiting.key]
         of_key.remove(waiting)
         if not of_key:

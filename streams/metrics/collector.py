@@ -1,0 +1,220 @@
+"""The Prometheus collector: every metric of the contract, read from the state when Prometheus asks.
+
+Series end when their campaign ends, a ratio without denominator has no series, and known label sets start at 0.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from prometheus_client import disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector as BaseCollector
+
+from streams.core import rates
+from streams.core.events import NO_CURRENCY, TOPICS
+from streams.core.money import NANO
+from streams.core.panes import Cell
+from streams.core.partition import NEVER
+from streams.core.rules import OUTCOME_NAMES
+from streams.metrics.reading import Line, Reading, by_campaign, lines
+from streams.wire.events import REASONS
+
+INVALID_REASONS: Final = ("declared", "bot", "datacenter")
+
+disable_created_metrics()
+
+_Number = int | float
+
+_TOTALS: Final[list[tuple[str, str, Callable[[Cell], _Number]]]] = [
+    ("ads_served_impressions", "Impressions that count", lambda cell: cell.served),
+    ("ads_measurable_impressions", "Served impressions whose viewability was measured", lambda cell: cell.measurable),
+    ("ads_viewable_impressions", "Measurable impressions that met the standard", lambda cell: cell.viewable),
+    ("ads_clicks", "Clicks that count", lambda cell: cell.clicks),
+    ("ads_spend", "What the served impressions cost, in currency units", lambda cell: cell.spend / NANO),
+    ("ads_gross_impressions", "Served and invalid impressions", lambda cell: cell.gross),
+]
+_WINDOWS: Final[list[tuple[str, str, Callable[[Cell], _Number]]]] = [
+    ("ads_window_served", "Impressions that count in the window", lambda cell: cell.served),
+    ("ads_window_measurable", "Measurable impressions in the window", lambda cell: cell.measurable),
+    ("ads_window_viewable", "Viewable impressions in the window", lambda cell: cell.viewable),
+    ("ads_window_clicks", "Clicks of the window's impressions", lambda cell: cell.clicks),
+    ("ads_window_spend", "What the window's impressions cost, in currency units", lambda cell: cell.spend / NANO),
+]
+_MONEY_RATES: Final = [
+    ("ads_cpm", "Spend x 1000 / served, in currency units", rates.cpm),
+    ("ads_vcpm", "Spend x 1000 / viewable, in currency units", rates.vcpm),
+    ("ads_cpc", "Spend / clicks, in currency units", rates.cpc),
+]
+_COUNT_RATES: Final = [
+    ("ads_viewable_rate", "Viewable / measurable, the MRC's viewable rate", rates.viewable_rate),
+    ("ads_viewable_of_served", "Viewable / served", rates.viewable_of_served),
+    ("ads_measured_rate", "Measurable / served", rates.measured_rate),
+    ("ads_ctr", "Clicks / served", rates.ctr),
+]
+
+
+class Collector(BaseCollector):
+    """Reads the state at each scrape. `windows` are the names of the rolling windows, in the order of their sums."""
+
+    def __init__(
+        self,
+        read: Callable[[], Reading],
+        windows: tuple[str, ...],
+        billing_source: str,
+        version: str,
+        min_sample: int = 1,
+    ) -> None:
+        self._read = read
+        self._windows = windows
+        self._billing_source = billing_source
+        self._version = version
+        self._min_sample = min_sample
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing, so that registering does not read a state that is not there yet."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric family."""
+        reading = self._read()
+        shown = list(lines(reading))
+        billed = [line for line in shown if line.source == self._billing_source]
+        yield from self._totals(billed)
+        yield from self._window_gauges(billed)
+        yield from self._ratios(billed)
+        yield from self._sources(shown)
+        yield from _events(reading)
+        yield from _partitions(reading)
+        yield from self._worker(reading)
+
+    def _totals(self, billed: list[Line]) -> Iterator[Metric]:
+        for name, text, figure in _TOTALS:
+            family = CounterMetricFamily(name, text, labels=["campaign", "currency"])
+            for line in billed:
+                family.add_metric([line.campaign, line.currency], figure(line.total))
+            yield family
+
+    def _in_windows(self, billed: list[Line]) -> Iterator[tuple[list[str], Cell]]:
+        for line in billed:
+            for window, cell in zip(self._windows, line.windows or (), strict=False):
+                yield [line.campaign, line.currency, window], cell
+
+    def _window_gauges(self, billed: list[Line]) -> Iterator[Metric]:
+        cells = list(self._in_windows(billed))
+        for name, text, figure in _WINDOWS:
+            family = GaugeMetricFamily(name, text, labels=["campaign", "currency", "window"])
+            for labels, cell in cells:
+                family.add_metric(labels, figure(cell))
+            yield family
+        for name, text, rate in _MONEY_RATES:
+            family = GaugeMetricFamily(name, text, labels=["campaign", "currency", "window"])
+            for labels, cell in cells:
+                value = rate(cell, self._min_sample) if labels[1] != NO_CURRENCY else None
+                if value is not None:
+                    family.add_metric(labels, value)
+            yield family
+
+    def _ratios(self, billed: list[Line]) -> Iterator[Metric]:
+        campaigns = by_campaign(billed)
+        for name, text, rate in _COUNT_RATES:
+            family = GaugeMetricFamily(name, text, labels=["campaign", "window"])
+            for campaign, cells in campaigns.items():
+                for window, cell in zip(self._windows, cells, strict=True):
+                    value = rate(cell, self._min_sample)
+                    if value is not None:
+                        family.add_metric([campaign, window], value)
+            yield family
+
+    def _sources(self, shown: list[Line]) -> Iterator[Metric]:
+        totals: dict[tuple[str, str], int] = {}
+        for line in shown:
+            place = line.campaign, line.source
+            totals[place] = totals.get(place, 0) + line.total.served
+        family = CounterMetricFamily(
+            "ads_source_impressions", "Impressions that count, by who counted", labels=["campaign", "source"]
+        )
+        for place, served in totals.items():
+            family.add_metric(list(place), served)
+        yield family
+        yield self._discrepancies(shown)
+
+    def _discrepancies(self, shown: list[Line]) -> Metric:
+        family = GaugeMetricFamily(
+            "ads_discrepancy_ratio",
+            "(Source - billing source) / one of the two, of impressions in the window",
+            labels=["campaign", "source", "window", "of"],
+        )
+        by_source = {
+            source: by_campaign([line for line in shown if line.source == source])
+            for source in {line.source for line in shown}
+        }
+        billing = by_source.pop(self._billing_source, {})
+        for source, campaigns in by_source.items():
+            for campaign, cells in campaigns.items():
+                billed = billing.get(campaign, [Cell() for _ in cells])
+                for window, cell, other in zip(self._windows, cells, billed, strict=True):
+                    for of, base in (("source", cell.served), ("billing", other.served)):
+                        value = rates.ratio(cell.served - other.served, base, self._min_sample)
+                        if value is not None:
+                            family.add_metric([campaign, source, window, of], value)
+        return family
+
+    def _worker(self, reading: Reading) -> Iterator[Metric]:
+        if reading.recovery_seconds is not None:
+            yield GaugeMetricFamily(
+                "streams_recovery_duration_seconds", "How long the last recovery took", reading.recovery_seconds
+            )
+        yield GaugeMetricFamily(
+            "streams_remembered_impressions",
+            "Renders that later events may still refer to",
+            sum(len(state.impressions) for state in reading.partitions.values()),
+        )
+        yield GaugeMetricFamily(
+            "streams_partitions_assigned", "Partitions of viewers that this worker owns", len(reading.partitions)
+        )
+        yield GaugeMetricFamily(
+            "streams_up_to_date", "1 if all input was read to its end lately", float(reading.up_to_date)
+        )
+        build = GaugeMetricFamily("streams_build_info", "1, with the version as label", labels=["version"])
+        build.add_metric([self._version], 1)
+        yield build
+
+
+def _events(reading: Reading) -> Iterator[Metric]:
+    consumed = CounterMetricFamily("streams_events_consumed", "Records read", labels=["topic"])
+    outcomes = CounterMetricFamily("streams_events", "Events by what became of them", labels=["topic", "outcome"])
+    pending = GaugeMetricFamily("streams_events_pending", "Events that wait for their render", labels=["topic"])
+    for topic in TOPICS:
+        progress = [state.progress[topic] for state in reading.partitions.values()]
+        waiting = sum(state.pending[topic] for state in reading.partitions.values())
+        consumed.add_metric([topic], sum(one.consumed for one in progress) + waiting)
+        pending.add_metric([topic], waiting)
+        for number, outcome in enumerate(OUTCOME_NAMES):
+            outcomes.add_metric([topic, outcome], sum(one.outcomes[number] for one in progress))
+    yield from (consumed, outcomes, pending)
+    letters = CounterMetricFamily("streams_dead_letters", "Records sent to dead-letters", labels=["reason"])
+    for reason in REASONS:
+        letters.add_metric([reason], sum(state.reasons.get(reason, 0) for state in reading.partitions.values()))
+    yield letters
+    invalid = CounterMetricFamily("streams_invalid_traffic", "Renders that are invalid traffic", labels=["reason"])
+    for reason in INVALID_REASONS:
+        invalid.add_metric([reason], 0)
+    yield invalid
+    yield CounterMetricFamily("streams_refresh_unchecked", "Renders that no refresh rule could be asked of", 0)
+
+
+def _partitions(reading: Reading) -> Iterator[Metric]:
+    lag = GaugeMetricFamily(
+        "streams_consumer_lag", "Records of a partition that are not applied", labels=["topic", "partition"]
+    )
+    for (topic, partition), records in reading.lag.items():
+        lag.add_metric([topic, str(partition)], records)
+    yield lag
+    times = GaugeMetricFamily(
+        "streams_stream_time_seconds", "The largest event time so far", labels=["topic", "partition"]
+    )
+    for partition, state in reading.partitions.items():
+        for topic, progress in state.progress.items():
+            if progress.stream_time != NEVER:
+                times.add_metric([topic, str(partition)], progress.stream_time / 1000)
+    yield times
