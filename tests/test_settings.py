@@ -1,0 +1,131 @@
+"""Settings are read once, from four places in a fixed order, and all their errors are told at once."""
+
+import pytest
+
+from streams.core.rules import Rules
+from streams.settings import Settings, SettingsError, duration_ms, load
+
+
+@pytest.fixture(autouse=True)
+def empty_place(tmp_path, monkeypatch):
+    """A working directory without streams.toml and an environment without STREAMS_*."""
+    import os
+
+    for name in [name for name in os.environ if name.upper().startswith("STREAMS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"),
+    [("1ms", 1), ("30s", 30_000), ("10m", 600_000), ("1h", 3_600_000), ("30d", 2_592_000_000), (" 5s ", 5_000)],
+)
+def test_a_duration_is_a_number_and_a_unit(text, ms):
+    assert duration_ms(text) == ms
+
+
+@pytest.mark.parametrize("text", ["", "10", "1.5h", "-1s", "h", "1 h", "1h30m", "1H", "1w"])
+def test_what_is_no_duration_is_refused(text, monkeypatch):
+    monkeypatch.setenv("STREAMS_LATENESS", text)
+    with pytest.raises(SettingsError, match="STREAMS_LATENESS"):
+        load()
+
+
+def test_without_anything_given_the_defaults_are_those_of_the_contract():
+    settings = load()
+    assert settings.rules == Rules(
+        lateness_ms=3_600_000, dedup_horizon_ms=3_600_000, viewability_horizon_ms=3_600_000, early_ms=10_000,
+        billing_source="adserver",
+    )  # fmt: skip
+    assert settings.windows == ("1m", "5m", "1h")
+    assert settings.windows_ms == (60_000, 300_000, 3_600_000)
+    assert (settings.http_port, settings.min_sample, settings.idle) == (6066, 1, 30_000)
+
+
+def test_flags_go_before_environment_before_file_before_defaults(tmp_path, monkeypatch):
+    (tmp_path / "streams.toml").write_text('lateness = "2h"\ngroup = "file"\nbroker = "file:1"\n')
+    monkeypatch.setenv("STREAMS_GROUP", "environment")
+    monkeypatch.setenv("STREAMS_BROKER", "environment:1")
+    settings = load(broker="flag:1", group=None)
+    assert (settings.broker, settings.group, settings.lateness) == ("flag:1", "environment", 7_200_000)
+    assert settings.dedup_horizon == 3_600_000
+
+
+def test_all_errors_are_told_at_once_each_with_the_name_and_the_value(monkeypatch):
+    monkeypatch.setenv("STREAMS_LATENESS", "soon")
+    monkeypatch.setenv("STREAMS_HTTP_PORT", "70000")
+    monkeypatch.setenv("STREAMS_WINDOWS", "1m,7s")
+    monkeypatch.setenv("STREAMS_GROUP", "a b")
+    with pytest.raises(SettingsError) as refused:
+        load(min_sample=0)
+    lines = str(refused.value).splitlines()
+    assert sorted(line.partition("=")[0] for line in lines) == [
+        "STREAMS_GROUP",
+        "STREAMS_HTTP_PORT",
+        "STREAMS_LATENESS",
+        "STREAMS_MIN_SAMPLE",
+        "STREAMS_WINDOWS",
+    ]
+    assert "STREAMS_LATENESS='soon': a duration such as 30s, 10m, 1h or 1d is needed" in lines
+
+
+def test_a_misspelt_setting_in_the_file_is_refused_by_name(tmp_path):
+    (tmp_path / "streams.toml").write_text('latness = "1h"\n')
+    with pytest.raises(SettingsError, match="LATNESS"):
+        load()
+
+
+def test_a_misspelt_flag_is_refused_by_name():
+    with pytest.raises(SettingsError, match="LATNESS"):
+        load(latness="1h")
+
+
+@pytest.mark.parametrize("windows", ["", ",", "5s", "15s", "0s", "2d", "25h", "1m,1x", "86410s"])
+def test_windows_are_multiples_of_a_pane_up_to_a_day(windows, monkeypatch):
+    monkeypatch.setenv("STREAMS_WINDOWS", windows)
+    with pytest.raises(SettingsError, match="STREAMS_WINDOWS"):
+        load()
+
+
+@pytest.mark.parametrize(("text", "windows"), [("10s", ("10s",)), (" 1m , 1d ", ("1m", "1d")), ("90s", ("90s",))])
+def test_windows_are_given_as_a_list_with_commas(text, windows, monkeypatch):
+    monkeypatch.setenv("STREAMS_WINDOWS", text)
+    assert load().windows == windows
+
+
+def test_windows_in_the_file_are_a_list(tmp_path):
+    (tmp_path / "streams.toml").write_text('windows = ["30s", "2h"]\n')
+    assert load().windows_ms == (30_000, 7_200_000)
+
+
+@pytest.mark.parametrize(("text", "ms"), [("30s", 30_000), ("2m", 120_000), ("0", 0), ("0s", 0)])
+def test_how_long_silence_lasts_is_a_duration_and_0_switches_it_off(text, ms, monkeypatch):
+    monkeypatch.setenv("STREAMS_IDLE", text)
+    assert load().idle == ms
+
+
+def test_a_duration_of_nothing_is_refused_where_it_would_make_no_sense(monkeypatch):
+    monkeypatch.setenv("STREAMS_LATENESS", "0s")
+    with pytest.raises(SettingsError, match="STREAMS_LATENESS"):
+        load()
+
+
+def test_settings_never_change_once_they_are_read():
+    settings = load()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.group = "other"  # type: ignore[misc]
+
+
+def test_every_setting_says_what_it_is_for():
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_the_prefix_goes_before_every_topic(monkeypatch):
+    monkeypatch.setenv("STREAMS_TOPIC_PREFIX", "eu.")
+    assert load().topic("renders") == "eu.renders"
+
+
+@pytest.mark.parametrize("prefix", ["a b", "a/b", "ä", "a\n"])
+def test_a_prefix_that_no_topic_can_have_is_refused(prefix):
+    with pytest.raises(SettingsError, match="STREAMS_TOPIC_PREFIX"):
+        load(topic_prefix=prefix)
