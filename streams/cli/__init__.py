@@ -2,7 +2,7 @@
 
 import typer
 
-from streams.cli import broker, topics
+from streams.cli import broker, topics, worker
 
 app = typer.Typer(
     name="streams",
@@ -13,6 +13,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
 )
+app.command("worker", epilog="Example: STREAMS_BROKER=kafka:9092 streams worker --http-port 6066")(worker.command)
 app.command("broker", epilog="Example: streams broker --port 9092 --dir ./kafka")(broker.command)
 app.add_typer(topics.app, name="topics")
 

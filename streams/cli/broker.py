@@ -9,24 +9,35 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
 from streams.cli.shared import fail
-from streams.kafka import broker
-from streams.kafka.broker import BrokerError, EmbeddedBroker
+from streams.kafka.broker import VERSION, BrokerError, Download, EmbeddedBroker, OnDownload, cache_directory
 
 
 @contextmanager
-def download_progress() -> Iterator[broker.Progress]:
-    """Yield what to call with downloaded bytes: a progress bar on a terminal, and nothing for what is there already."""
+def download_progress() -> Iterator[OnDownload]:
+    """Yield what to tell of a download: a progress bar on a terminal, once there is something to download."""
     console = Console(stderr=True)
-    if broker.jars().exists() or not console.is_terminal:
-        yield lambda _: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"Kafka {broker.KAFKA_VERSION}, once", total=broker.DOWNLOAD_BYTES)
-        yield lambda count: bar.advance(task, count)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), DownloadText())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        tasks: list[TaskID] = []
+
+        def tell(download: Download) -> None:
+            if not tasks:
+                tasks.append(bar.add_task(f"Kafka {VERSION}, once", total=None))
+            bar.update(tasks[0], completed=download.jars, total=download.of or None, received=download.received)
+
+        yield tell
+
+
+class DownloadText(ProgressColumn):
+    """How much was downloaded so far."""
+
+    def render(self, task: Task) -> Text:
+        """Return it in MB."""
+        return Text(f"{task.fields.get('received', 0) / 1e6:.1f} MB")
 
 
 def command(
@@ -43,14 +54,14 @@ def command(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    node = EmbeddedBroker(port, directory or broker.cache_directory() / "broker")
     try:
-        with download_progress() as progress:
-            node.start(progress)
+        with download_progress() as on_download:
+            node = EmbeddedBroker(port, directory or cache_directory() / "broker", on_download)
+            node.start()
     except BrokerError as error:
         fail(str(error))
-    typer.echo(f"Kafka {broker.KAFKA_VERSION} at {node.bootstrap}, data in {node.directory}")
-    while not stop.is_set():
-        if node.wait(0.2):
-            fail(f"Kafka ended by itself; see {node.directory / 'kafka.log'}")
+    typer.echo(f"Kafka {VERSION} at {node.bootstrap}, data in {node.directory}")
+    while not stop.wait(0.2):
+        if not node.running:
+            fail(f"Kafka ended by itself; see {node.log_path}")
     node.stop()

@@ -1,15 +1,21 @@
 """What several verbs share: flags, settings, and how an error is told."""
 
 import asyncio
+import logging
 import sys
 from collections.abc import Coroutine
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import orjson
+import structlog
 import typer
+from structlog.typing import Processor
 
+from streams.kafka.qualify import JournalError
+from streams.kafka.rollup import TableError
 from streams.kafka.topics import TopicsError
 from streams.settings import Settings, SettingsError, load
+from streams.web.server import SiteError
 
 T = TypeVar("T")
 
@@ -41,8 +47,38 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
     """Run work on Kafka to its end; what is wrong with the topics or the broker is one clear line."""
     try:
         return asyncio.run(work)
-    except TopicsError as error:
+    except (TopicsError, SiteError, JournalError, TableError) as error:
         fail(str(error))
+
+
+def configure_logging(level: str) -> None:
+    """Write logs to standard error: lines for people on a terminal, JSON elsewhere."""
+    shared: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    people = sys.stderr.isatty()
+    renderer: Processor = structlog.dev.ConsoleRenderer() if people else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                renderer,
+            ],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("streams").setLevel(level.upper())
+    # Faust names its loggers after our subclasses, and tells of every service that starts: that is for debugging.
+    for library in ("streams.kafka", "faust", "mode", "aiokafka"):
+        logging.getLogger(library).setLevel(logging.INFO if level == "debug" else logging.WARNING)
 
 
 def write_json(value: Any) -> None:

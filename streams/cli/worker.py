@@ -1,7 +1,6 @@
 """`streams worker`: counts, and serves what it counts."""
 
 import asyncio
-import logging
 import signal
 from importlib.metadata import version
 from typing import Annotated
@@ -10,10 +9,11 @@ import structlog
 import typer
 from prometheus_client import CollectorRegistry, Histogram
 
-from streams.cli.shared import BrokerOption, PrefixOption, configure_logging, fail, finish, settings_from
+from streams.cli.shared import BrokerOption, PrefixOption, configure_logging, finish, settings_from
 from streams.kafka.app import Worker
 from streams.kafka.topics import TopicAdmin, all_topics
-from streams.metrics.collector import Collector, Reading
+from streams.metrics.collector import Collector
+from streams.metrics.reading import Reading
 from streams.settings import Settings
 from streams.web.server import Site
 
@@ -36,3 +36,37 @@ def command(
     )
     configure_logging(settings.log_level)
     finish(_work(settings))
+
+
+async def _work(settings: Settings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    topics = all_topics(settings.topic_prefix, settings.topic(settings.group))
+    async with TopicAdmin(settings.broker) as admin:
+        partitions = await admin.agreed_partitions(topics)
+    registry = CollectorRegistry()
+    commits = Histogram(
+        "streams_commit_duration_seconds", "How long a commit took until all of it was confirmed", registry=registry
+    )
+    worker = Worker(settings, partitions, commits.observe)
+
+    def read() -> Reading:
+        return Reading(
+            partitions={number: owned.state for number, owned in worker.qualify.owned.items()},
+            rollups=worker.rollup.owned,
+            lag=worker.lag(),
+            quiet_ms=worker.quiet_ms(),
+            recovery_seconds=worker.recovery_seconds,
+            up_to_date=worker.up_to_date(),
+        )
+
+    registry.register(
+        Collector(
+            read, settings.windows, settings.billing_source, version("impression-streams"), settings.min_sample
+        )
+    )
+    async with Site(settings, registry, read, worker.not_ready) as site:
+        log.info("worker started", url=site.url, broker=settings.broker, partitions=partitions)
+        await worker.run(stop)
+    log.info("worker stopped")

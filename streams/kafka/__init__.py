@@ -1,1 +1,1 @@
-"""The only code that knows Faust and aiokafka: transport, app, stages, topics, the embedded broker."""
+"""The only code that knows Faust and aiokafka; and the embedded broker."""

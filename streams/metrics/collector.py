@@ -21,7 +21,7 @@ from streams.wire.events import REASONS
 
 INVALID_REASONS: Final = ("declared", "bot", "datacenter")
 
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _Number = int | float
 

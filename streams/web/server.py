@@ -1,0 +1,155 @@
+"""What a worker serves: /metrics, /healthz, /readyz, /api/campaigns, and a page at / that shows the campaigns live.
+
+Nothing here knows a viewer, and no campaign name is ever markup: the server escapes it, the script sets it as text.
+"""
+
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any, Final, Self
+
+import orjson
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from streams.metrics.reading import Reading
+from streams.settings import Settings
+from streams.web.figures import Row, campaigns, stream
+
+_STATIC: Final = Path(__file__).parent
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class SiteError(Exception):
+    """The address cannot be served on; the message says what to do."""
+
+
+class Site:
+    """The server. Use as an async context manager; `url` has the real port when 0 was asked for.
+
+    `read` gives the state at this moment, `not_ready` a line for every reason why this worker does no work.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: CollectorRegistry,
+        read: Callable[[], Reading],
+        not_ready: Callable[[], list[str]],
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._read = read
+        self._not_ready = not_ready
+        application = web.Application(middlewares=[_with_headers])
+        application.add_routes(
+            [
+                web.get("/", self._page),
+                web.get("/metrics", self._metrics),
+                web.get("/healthz", self._health),
+                web.get("/readyz", self._readiness),
+                web.get("/api/campaigns", self._campaigns),
+                web.get("/page.css", _file("page.css")),
+                web.get("/page.js", _file("page.js")),
+            ]
+        )
+        self._runner = web.AppRunner(application, access_log=None)
+
+    async def __aenter__(self) -> Self:
+        await self._runner.setup()
+        host, port = self._settings.http_host, self._settings.http_port
+        try:
+            await web.TCPSite(self._runner, host, port, shutdown_timeout=1).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise SiteError(f"cannot serve on {host}:{port} ({error.strerror}): try another --http-port") from None
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+
+    @property
+    def url(self) -> str:
+        """The address of the page."""
+        return f"http://{self._settings.http_host}:{self._runner.addresses[0][1]}"
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response(text="alive\n")
+
+    async def _readiness(self, _: web.Request) -> web.Response:
+        reasons = self._not_ready()
+        text = "".join(f"{reason}\n" for reason in reasons) or "ready\n"
+        return web.Response(text=text, status=503 if reasons else 200)
+
+    def _figures(self) -> dict[str, Any]:
+        reading = self._read()
+        settings = self._settings
+        return {
+            "windows": settings.windows,
+            "campaigns": campaigns(reading, settings.windows, settings.billing_source, settings.min_sample),
+            "stream": stream(reading) | {"not_ready": self._not_ready()},
+        }
+
+    async def _campaigns(self, _: web.Request) -> web.Response:
+        return web.Response(body=orjson.dumps(self._figures()), content_type="application/json")
+
+    async def _page(self, request: web.Request) -> web.Response:
+        figures = self._figures()
+        window = request.query.get("window", self._settings.windows[0])
+        rows = "".join(_table_row(row, window) for row in figures["campaigns"])
+        page = (_STATIC / "page.html").read_text()
+        return web.Response(text=page.replace("<!-- rows -->", rows), content_type="text/html")
+
+
+def _table_row(row: Row, window: str) -> str:
+    figures = row["windows"].get(window) or {}
+    cells = [
+        row["campaign_id"],
+        row["currency"],
+        *(_number(figures.get(name)) for name in ("served", "measurable", "viewable")),
+        *(_percent(figures.get(name)) for name in ("viewable_rate", "viewable_of_served", "measured_rate")),
+        *(_money(figures.get(name)) for name in ("cpm", "vcpm")),
+        _number(row["total"]["served"]),
+        row["total"]["spend"],
+    ]
+    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>\n"
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
+
+
+def _money(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _file(name: str) -> Callable[[web.Request], Any]:
+    async def send(_: web.Request) -> web.FileResponse:
+        return web.FileResponse(_STATIC / name)
+
+    return send
+
+
+@web.middleware
+async def _with_headers(request: web.Request, handler: Any) -> web.StreamResponse:
+    try:
+        response: web.StreamResponse = await handler(request)
+    except web.HTTPException as error:
+        error.headers.update(_HEADERS)
+        raise
+    response.headers.update(_HEADERS)
+    return response
