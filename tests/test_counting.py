@@ -49,6 +49,12 @@ def test_another_source_is_another_impression():
     assert {place[2]: cell["served"] for place, cell in desk.cells().items()} == {"adserver": 1, "dsp": 1}
 
 
+def test_no_spelling_of_source_and_id_makes_two_impressions_one():
+    desk = Desk()
+    assert desk.give_all(render("b\0c", source="a"), render("c", source="a\0b")) == ["counted", "counted"]
+    assert desk.give_all(render("bc", source="a"), render("c", source="ab")) == ["counted", "counted"]
+
+
 def test_a_null_source_is_the_default_source():
     assert Desk().give_all(render(), render(source=None)) == ["counted", "duplicate"]
 

@@ -156,7 +156,8 @@ class Touched(msgspec.Struct, frozen=True):
 
 def identity(source: str | None, impression_id: str) -> int:
     """Return the 64-bit key of an impression: its identity is (source, impression_id), never the id alone."""
-    return xxhash.xxh3_64_intdigest(f"{source or DEFAULT_SOURCE}\0{impression_id}".encode())
+    source = source or DEFAULT_SOURCE
+    return xxhash.xxh3_64_intdigest(f"{len(source)}:{source}{impression_id}".encode())
 
 
 class Partition:
