@@ -1,0 +1,31 @@
+"""What tests on real Kafka share: one broker for the whole run, and names that no other test uses."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streams.kafka.broker import EmbeddedBroker
+from streams.kafka.topics import TopicAdmin, all_topics
+
+GROUP = "impression-streams"
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
+    """One broker for all tests; the topics of a test are told apart by its prefix. Clients connect to `.bootstrap`."""
+    with EmbeddedBroker(0, Path(tmp_path_factory.mktemp("broker"))) as running:
+        yield running
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """Return a prefix of topics and groups that nothing else has, such as "t3f2a91-"."""
+    return f"t{uuid.uuid4().hex[:8]}-"
+
+
+async def create_topics(bootstrap: str, prefix: str, partitions: int) -> None:
+    """Create every topic of a prefix, as `streams topics create` does."""
+    async with TopicAdmin(bootstrap) as admin:
+        await admin.create(all_topics(prefix, prefix + GROUP), partitions)
