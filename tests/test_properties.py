@@ -11,6 +11,7 @@ from random import Random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from streams.wire.records import encode_delta
 from tests.logs import RULES, TOPICS, assert_as_the_oracle, figures, logs, seeded_logs
 from tests.oracle import PENDING
 from tests.runs import Run, assert_same_state, folded
@@ -142,3 +143,14 @@ def test_what_is_random_here_reaches_every_outcome_and_makes_the_partition_forge
     expected |= {("renders", outcome) for outcome in views - {"orphan", PENDING}}
     assert reached == expected
     assert min(forgotten, cut, linked) > 50, (forgotten, cut, linked)
+
+
+def test_what_was_taken_does_not_change_with_what_comes_after_it():
+    run = Run(RULES[0], seeded_logs(1, 60))
+    for topic in TOPICS:
+        run.read(topic, 20)
+    delta = run.state.take()
+    then = encode_delta(delta)
+    run.read_all()
+    run.state.take(run.state.final_before())
+    assert encode_delta(delta) == then
