@@ -48,7 +48,7 @@ async def _create(bootstrap: str, prefix: str, partitions: int) -> None:
 
 
 def _worker(broker: EmbeddedBroker, prefix: str, truth: Truth) -> Run:
-    with _process("-m", "streams", "worker", "--http-port", "0", broker=broker, prefix=prefix) as process:
+    with _process("-m", "streams.cli", "worker", "--http-port", "0", broker=broker, prefix=prefix) as process:
         url = _url(process)
         begin = _wait(url, 1)
         cpu, broker_cpu, at = _cpu_s(process.pid), _cpu_s(broker.pid), time.monotonic()

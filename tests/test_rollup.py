@@ -180,7 +180,7 @@ def test_every_window_that_is_due_was_published_last_as_it_is(seed):
 def test_a_rollup_loaded_from_its_table_is_the_live_one(seed):
     stage, _ = run_all(seed)
     published_only = ("_unpublished", "_final_published", "_changed")
-    if stage.rollup._now == pane_of(stage.rollup.stream_time()):
+    if stage.rollup.now == pane_of(stage.rollup.stream_time()):
         assert_same_state(stage.rollup, stage._loaded(), ignoring=published_only)
 
 
@@ -220,7 +220,7 @@ def test_rolling_windows_are_the_sums_of_their_panes(steps):
 @given(seeds)
 def test_rolling_windows_of_the_rollup_hold_what_the_oracle_says_of_their_panes(seed):
     stage, runs = run_all(seed)
-    truth, now = truth_of(runs), stage.rollup._now
+    truth, now = truth_of(runs), stage.rollup.now
     for series, account in stage.rollup.accounts.items():
         for length, window in zip((SHORT, LONG), account.rolling.sums, strict=True):
             held = [cell for (of, pane), cell in truth.items() if of == series and now - length < pane <= now]

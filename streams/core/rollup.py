@@ -10,7 +10,7 @@ kept with the sums, and whatever lies below it is ignored ever after.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -57,7 +57,10 @@ class Share(msgspec.Struct, array_like=True):
 
 
 class RowKey(NamedTuple):
-    """A row of the table: a minute of a series, or its lifetime (`minute` None), or a source partition's head."""
+    """A row of the table: a minute of a series, or its lifetime (`minute` None).
+
+    Without a series, the head of a source partition, or (`partition` None as well) the clock.
+    """
 
     series: Series | None
     minute: int | None
@@ -71,7 +74,15 @@ class Lifetime(msgspec.Struct, array_like=True):
     cell: Cell
 
 
-Row = dict[int, Share] | Lifetime | Head
+class Clock(msgspec.Struct, frozen=True, array_like=True):
+    """The pane that rolling windows end with, by its start in ms. It never falls, whoever speaks late."""
+
+    now: int
+
+
+_CLOCK: Final = RowKey(None, None)
+
+Row = dict[int, Share] | Lifetime | Head | Clock
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -136,7 +147,8 @@ class Rollup:
         self._changed: set[RowKey] = set()
         self._unpublished: set[tuple[int, Series]] = set()
         self._final_published = 0
-        self._now = NEVER
+        self.now = NEVER
+        """The pane that rolling windows end with, by its start in ms; NEVER before the first event."""
 
     # --- taking partials -----------------------------------------------------------------------------------------
 
@@ -173,7 +185,7 @@ class Rollup:
         account = self.accounts.get(series)
         if account is None:
             account = self.accounts[series] = Account(series, self.windows_ms)
-            account.rolling.advance(self._now)
+            account.rolling.advance(self.now)
         return account
 
     def _minute(self, account: Account, minute: int) -> dict[int, Share]:
@@ -184,9 +196,12 @@ class Rollup:
         return shares
 
     def _advance(self) -> None:
-        now = pane_of(self.stream_time())
-        if now > self._now:
-            self._now = now
+        self._move_on(pane_of(self.stream_time()))
+
+    def _move_on(self, now: int) -> None:
+        if now > self.now:
+            self.now = now
+            self._changed.add(_CLOCK)
             for account in self.accounts.values():
                 account.rolling.advance(now)
 
@@ -268,6 +283,8 @@ class Rollup:
             yield key, self._row(key)
 
     def _row(self, key: RowKey) -> Row | None:
+        if key == _CLOCK:
+            return Clock(self.now)
         if key.partition is not None:
             return self.heads[key.partition]
         assert key.series is not None  # noqa: S101
@@ -281,7 +298,8 @@ class Rollup:
             if isinstance(row, Head):
                 assert key.partition is not None  # noqa: S101
                 self.heads[key.partition] = row
-        self._advance()
+            elif isinstance(row, Clock):
+                self._move_on(row.now)
         for key, row in rows:
             if isinstance(row, Lifetime):
                 assert key.series is not None  # noqa: S101

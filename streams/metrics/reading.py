@@ -50,9 +50,8 @@ def lines(reading: Reading) -> Iterator[Line]:
 
 
 def shown_time(rollup: Rollup, quiet_ms: int) -> int:
-    """Return the stream time at which windows are shown, in ms."""
-    stream_time = rollup.stream_time()
-    return stream_time + quiet_ms if stream_time != NEVER and quiet_ms >= QUIET_MS else stream_time
+    """Return the time at which windows are shown, in ms."""
+    return rollup.now + quiet_ms if rollup.now != NEVER and quiet_ms >= QUIET_MS else rollup.now
 
 
 def by_campaign(shown: list[Line]) -> dict[str, list[Cell]]:

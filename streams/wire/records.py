@@ -13,7 +13,7 @@ import xxhash
 
 from streams.core.panes import Series
 from streams.core.partition import Delta, Refused
-from streams.core.rollup import Head, Lifetime, Partial, Row, RowKey, Share, Window
+from streams.core.rollup import Clock, Head, Lifetime, Partial, Row, RowKey, Share, Window
 
 FORMAT: Final = 1
 OLDEST_FORMAT: Final = 1
@@ -103,10 +103,12 @@ def decode_partial(data: bytes) -> Partial:
 # --- rows of the campaign table ---------------------------------------------------------------------------------------
 
 _ROWS: Final[dict[bytes, Callable[[bytes], Any]]] = {
+    b"CL": msgspec.msgpack.Decoder(Clock).decode,
     b"HE": msgspec.msgpack.Decoder(Head).decode,
     b"LI": msgspec.msgpack.Decoder(Lifetime).decode,
     b"MI": msgspec.msgpack.Decoder(dict[int, Share]).decode,
 }
+_KINDS: Final[dict[type, bytes]] = {Clock: b"CL", Head: b"HE", Lifetime: b"LI", dict: b"MI"}
 _row_key = msgspec.msgpack.Decoder(tuple[Series | None, int | None, int | None]).decode
 
 
@@ -124,8 +126,7 @@ def decode_row_key(data: bytes) -> tuple[int, RowKey]:
 
 def encode_row(row: Row) -> bytes:
     """Return a row as a record's value."""
-    kind = b"HE" if isinstance(row, Head) else b"LI" if isinstance(row, Lifetime) else b"MI"
-    return _seal(kind, _pack(row))
+    return _seal(_KINDS[type(row)], _pack(row))
 
 
 def decode_row(data: bytes) -> Row:
