@@ -1,11 +1,13 @@
 """The topics: their names, and the partitions, retention and compaction that fit what each is used for."""
 
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+import asyncio
+import logging
+from collections.abc import Awaitable, Iterable
+from typing import Final, NamedTuple, TypeVar
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
 from streams.core.events import TOPICS
 
@@ -15,10 +17,17 @@ DEAD_LETTERS: Final = "dead-letters"
 JOURNAL: Final = "journal"
 CAMPAIGNS: Final = "campaigns"
 
+T = TypeVar("T")
+
+_ANSWER_S: Final = 10.0
 _DAY_MS: Final = 86_400_000
 _INPUT_BYTES: Final = 8 << 20
 _OWN_BYTES: Final = 16 << 20
 """The program's own records and letters: a letter carries an input record whole, and its headers."""
+
+# What aiokafka has to say goes to whoever set logging up. Without that, Python would write it to standard error, beside
+# the one line in which a verb tells what is wrong.
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
 
 class Topic(NamedTuple):
@@ -63,23 +72,42 @@ class TopicAdmin:
     """Creates and checks topics. Use as an async context manager."""
 
     def __init__(self, broker: str) -> None:
-        self._client = AIOKafkaAdminClient(bootstrap_servers=broker, request_timeout_ms=10_000)
+        self._broker = broker
+        self._client = AIOKafkaAdminClient(bootstrap_servers=broker, request_timeout_ms=int(_ANSWER_S * 1000))
 
     async def __aenter__(self) -> "TopicAdmin":
         try:
-            await self._client.start()
-        except KafkaError as error:
+            await self._answer(self._client.start())
+        except ValueError:
+            raise TopicsError(f"{self._broker!r} is no list of Kafka addresses, host:port[,host:port]") from None
+        except TopicsError:
             await self._client.close()
-            raise TopicsError(f"broker not reachable: {error}") from None
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
+    async def _answer(self, request: Awaitable[T]) -> T:
+        try:
+            return await request
+        except (KafkaError, OSError) as error:  # a time-out is an OSError
+            raise TopicsError(
+                f"no answer from Kafka at {self._broker} ({type(error).__name__}): start one with `streams broker`, or"
+                " say with STREAMS_BROKER where one runs"
+            ) from None
+
     async def partition_counts(self, names: Iterable[str]) -> dict[str, int]:
-        """Return how many partitions each of these topics has; those that do not exist are left out."""
-        found = await self._client.describe_topics(list(names))
-        return {topic["topic"]: len(topic["partitions"]) for topic in found if not topic["error_code"]}
+        """Return how many partitions each of these topics has; those that do not exist are left out.
+
+        Raises TopicsError if the broker does not tell.
+        """
+        found = await self._answer(self._client.describe_topics(list(names)))
+        errors = {topic["topic"]: for_code(topic["error_code"]) for topic in found if topic["error_code"]}
+        for name, error in errors.items():
+            if error is not UnknownTopicOrPartitionError:
+                raise TopicsError(f"{name} cannot be looked at: {error.__name__}")
+        return {topic["topic"]: len(topic["partitions"]) for topic in found if topic["topic"] not in errors}
 
     async def create(self, topics: list[Topic], partitions: int, replication: int = 1) -> list[str]:
         """Create the topics that are missing and return their names.
@@ -90,17 +118,21 @@ class TopicAdmin:
         counts = await self.partition_counts(topic.name for topic in topics)
         _refuse_other_counts(counts, partitions)
         missing = [topic for topic in topics if topic.name not in counts]
-        response = await self._client.create_topics(
-            [
-                NewTopic(topic.name, partitions, replication, topic_configs=dict(topic.config))
-                for topic in missing
-            ]
-        )
+        new = [NewTopic(topic.name, partitions, replication, topic_configs=dict(topic.config)) for topic in missing]
+        response = await self._answer(self._client.create_topics(new))
         for name, code, message in response.topic_errors:
             error = for_code(code)
             if code and error is not TopicAlreadyExistsError:
                 raise TopicsError(f"{name} cannot be created: {message or error.__name__}")
-        return [topic.name for topic in missing]
+        names = [topic.name for topic in missing]
+        await self._await_known(names)
+        return names
+
+    async def _await_known(self, names: list[str]) -> None:
+        """Wait until the topics can be used: the controller has created them before the brokers know."""
+        async with asyncio.timeout(_ANSWER_S):
+            while len(await self.partition_counts(names)) < len(names):
+                await asyncio.sleep(0.02)
 
     async def check(self, topics: list[Topic]) -> list[str]:
         """Return a line for everything that is not as it should be, each with what to do; empty if all is well."""
@@ -131,12 +163,13 @@ class TopicAdmin:
         resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
         if not resources:
             return {}
-        answers = await self._client.describe_configs(resources)
-        return {
-            resource[3]: {entry[0]: entry[1] for entry in resource[4]}
-            for answer in answers
-            for resource in answer.resources
-        }
+        answers = await self._answer(self._client.describe_configs(resources))
+        configs = {}
+        for code, message, _type, name, entries in (resource for answer in answers for resource in answer.resources):
+            if code:
+                raise TopicsError(f"{name}: its settings cannot be read: {message or for_code(code).__name__}")
+            configs[name] = {entry[0]: entry[1] for entry in entries}
+        return configs
 
 
 def _refuse_other_counts(counts: dict[str, int], partitions: int) -> None:
