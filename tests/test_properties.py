@@ -11,6 +11,7 @@ from random import Random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from streams.core.partition import Partition
 from streams.wire.records import encode_delta
 from tests.logs import RULES, TOPICS, assert_as_the_oracle, figures, logs, seeded_logs
 from tests.oracle import PENDING
@@ -154,3 +155,12 @@ def test_what_was_taken_does_not_change_with_what_comes_after_it():
     run.read_all()
     run.state.take(run.state.final_before())
     assert encode_delta(delta) == then
+
+
+def test_the_newest_journal_record_never_expires_even_if_it_holds_nothing():
+    state = Partition(RULES[0])
+    state.take()
+    assert state.expired() == []
+    state.take()
+    assert state.expired() == [0]
+    assert state.expired() == []
