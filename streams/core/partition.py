@@ -12,6 +12,7 @@ import heapq
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -156,8 +157,12 @@ class Touched(msgspec.Struct, frozen=True):
 
 def identity(source: str | None, impression_id: str) -> int:
     """Return the 64-bit key of an impression: its identity is (source, impression_id), never the id alone."""
-    source = source or DEFAULT_SOURCE
-    return xxhash.xxh3_64_intdigest(f"{len(source)}:{source}{impression_id}".encode())
+    return xxhash.xxh3_64_intdigest(impression_id.encode(), _seed(source))
+
+
+@lru_cache(maxsize=4_096)
+def _seed(source: str | None) -> int:
+    return xxhash.xxh3_64_intdigest((source or DEFAULT_SOURCE).encode())
 
 
 class Partition:

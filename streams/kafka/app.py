@@ -8,10 +8,13 @@ Whatever goes wrong in an agent or a commit ends the worker, before any offset i
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
 import faust
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.metadata import MetadataRequest
 from mode import CrashingSupervisor
 
 from streams.core.events import RENDERS, TOPICS
@@ -160,10 +163,11 @@ class Worker:
             await self._app.sleep(ROLLUP_COMMIT_S)
 
     async def _probe(self) -> None:
-        """Ask the broker for metadata now and then: whether it answers is what /readyz wants to know."""
+        """Ask the broker for the metadata of no topic now and then: /readyz wants to know whether it answers."""
         client = self._app.producer._producer.client  # noqa: SLF001
         while not self._app.should_stop:
-            if await client.force_metadata_update():
+            with suppress(KafkaError):
+                await client.send(client.get_random_node(), MetadataRequest([]))
                 self._reached_at = monotonic()
             await self._app.sleep(PROBE_S)
 

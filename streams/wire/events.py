@@ -31,20 +31,20 @@ def decoder(topic: str) -> Callable[[Iterable[bytes | None]], list[Event | Malfo
     decode = _DECODERS[topic]
 
     def decode_batch(values: Iterable[bytes | None]) -> list[Event | Malformed]:
-        return [_event_or_malformed(decode, value) for value in values]
+        events: list[Event | Malformed] = []
+        for value in values:
+            if value is None:
+                events.append(Malformed("null_value", "the record has no value"))
+                continue
+            try:
+                if not value.isascii():
+                    value.decode()  # the decoder below would let bad UTF-8 pass in a field that it skips
+                events.append(decode(value))
+            except (PriceError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                events.append(_malformed(error))
+        return events
 
     return decode_batch
-
-
-def _event_or_malformed(decode: Decode, value: bytes | None) -> Event | Malformed:
-    if value is None:
-        return Malformed("null_value", "the record has no value")
-    try:
-        if not value.isascii():
-            value.decode()  # the decoder below would let bad UTF-8 pass in a field that it skips
-        return decode(value)
-    except (PriceError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return _malformed(error)
 
 
 def _malformed(error: Exception) -> Malformed:
