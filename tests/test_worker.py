@@ -1,0 +1,211 @@
+"""The whole worker, as a process, on real Kafka."""
+
+import asyncio
+import shutil
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pytest
+
+from streams.kafka.broker import EmbeddedBroker
+from tests.conftest import create_topics
+from tests.worker import WorkerProcess, read_topic, send, wait_until
+
+PARTITIONS = 2
+CPM = 6
+
+
+@pytest.fixture
+def topics(broker: EmbeddedBroker, topic_prefix: str) -> str:
+    asyncio.run(create_topics(broker.bootstrap, topic_prefix, PARTITIONS))
+    return topic_prefix
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def render(number: int, ts: int, campaign: str = "spring", **fields: Any) -> tuple[str, dict[str, Any]]:
+    viewer = f"viewer-{number % 97}"
+    event = {"impression_id": f"imp-{number}", "campaign_id": campaign, "ts": ts, "viewer_id": viewer, "price": CPM}
+    return viewer, event | fields
+
+
+def view(number: int, ts: int, kind: str = "viewable") -> tuple[str, dict[str, Any]]:
+    viewer = f"viewer-{number % 97}"
+    return viewer, {"impression_id": f"imp-{number}", "ts": ts, "viewer_id": viewer, "kind": kind}
+
+
+def approx(value: float) -> Any:
+    return pytest.approx(value, abs=5e-9)
+
+
+def test_the_worked_numbers_of_the_field_come_out_on_metrics(broker: EmbeddedBroker, topics: str) -> None:
+    served, measurable, viewable = 4_920, 4_610, 3_180
+    ts = now_ms()
+    with WorkerProcess(broker.bootstrap, topics) as worker:
+        send(broker.bootstrap, topics + "renders", (render(n, ts) for n in range(served)))
+        kinds = ["viewable"] * viewable + ["not_viewable"] * (measurable - viewable)
+        send(broker.bootstrap, topics + "viewability", (view(n, ts + 1_000, kind) for n, kind in enumerate(kinds)))
+        wait_until(lambda: worker.totals().get("spring") == (served, measurable, viewable), "all of it is counted")
+        assert worker.metric("ads_spend_total", campaign="spring", currency="USD") == approx(29.52)
+        for window in ("1m", "5m", "1h"):
+            assert worker.metric("ads_cpm", window=window) == CPM
+            assert worker.metric("ads_vcpm", window=window) == pytest.approx(9.283019, abs=5e-7)
+            assert worker.metric("ads_viewable_rate", window=window) == approx(0.68980477)
+            assert worker.metric("ads_viewable_of_served", window=window) == approx(0.64634146)
+            assert worker.metric("ads_measured_rate", window=window) == approx(0.93699187)
+            assert worker.metric("ads_ctr", window=window) == 0
+            assert worker.metric("ads_cpc", window=window) is None, "without a click there is no cost of one"
+
+
+def test_promtool_finds_nothing_to_say_about_a_scrape(broker: EmbeddedBroker, topics: str) -> None:
+    promtool = shutil.which("promtool")
+    assert promtool, "promtool is needed: apt-get install prometheus"
+    ts = now_ms()
+    with WorkerProcess(broker.bootstrap, topics) as worker:
+        send(broker.bootstrap, topics + "renders", (render(n, ts, f"c{n % 3}") for n in range(30)))
+        wait_until(lambda: len(worker.totals()) == 3, "three campaigns are shown")
+        page = worker.get("/metrics")[1]
+    checked = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def test_sigterm_ends_a_worker_in_order_and_a_new_one_goes_on_where_it_was(broker: EmbeddedBroker, topics: str) -> None:
+    ts = now_ms()
+    with WorkerProcess(broker.bootstrap, topics) as first:
+        send(broker.bootstrap, topics + "renders", (render(n, ts) for n in range(1_000)))
+        send(broker.bootstrap, topics + "viewability", (view(n, ts) for n in range(500)))
+        wait_until(lambda: first.totals().get("spring") == (1_000, 500, 500), "all of it is counted")
+        code, seconds = first.terminate()
+        assert code == 0, first.log
+        assert seconds < 5
+        assert '"worker stopped"' in first.log[-1]
+    with WorkerProcess(broker.bootstrap, topics) as second:
+        second.ready()
+        wait_until(lambda: second.totals().get("spring") == (1_000, 500, 500), "totals are where they were")
+        send(broker.bootstrap, topics + "renders", (render(n, ts) for n in range(1_200)))
+        wait_until(lambda: second.totals().get("spring") == (1_200, 500, 500), "what came later is added")
+        assert second.metric("streams_events_total", topic="renders", outcome="duplicate") == 1_000
+
+
+def test_a_worker_killed_under_load_counts_what_it_would_have_counted(broker: EmbeddedBroker, topics: str) -> None:
+    events, campaigns = 60_000, 5
+    ts = now_ms()
+
+    def renders() -> Iterator[tuple[str, dict[str, Any]]]:
+        return (render(n, ts + n // 50, f"c{n % campaigns}") for n in range(events))
+
+    def views() -> Iterator[tuple[str, dict[str, Any]]]:
+        return (view(n, ts + n // 50 + 500) for n in range(0, events, 2))
+
+    senders = [
+        threading.Thread(target=send, args=(broker.bootstrap, topics + "renders", renders())),
+        threading.Thread(target=send, args=(broker.bootstrap, topics + "viewability", views())),
+    ]
+    with WorkerProcess(broker.bootstrap, topics) as doomed:
+        doomed.ready()
+        for sender in senders:
+            sender.start()
+        wait_until(lambda: doomed.consumed("renders") > 0, "it is at work")
+        counted = doomed.consumed("renders")
+        doomed.kill()
+    assert 0 < counted < events, "work was left when the kill came"
+    with WorkerProcess(broker.bootstrap, topics) as heir:
+        for sender in senders:
+            sender.join()
+        served, viewed = events // campaigns, events // campaigns // 2
+        expected = {f"c{n}": (served, viewed, viewed) for n in range(campaigns)}
+        wait_until(lambda: heir.totals() == expected, "totals equal the truth")
+        assert heir.consumed("renders") == events
+        assert heir.consumed("viewability") == events // 2
+        assert heir.metric("streams_events_total", topic="renders", outcome="counted") == events
+        assert heir.metric("streams_events_total", topic="viewability", outcome="counted") == events // 2
+
+
+GARBAGE: list[tuple[str, bytes | None]] = [
+    ("not_json", b"{"),
+    ("not_json", b"\x00\x01\x02"),
+    ("not_json", b'{"impression_id":"x","campaign_id":"c","ts":NaN}'),
+    ("not_utf8", b'{"impression_id":"\xff\xfe","campaign_id":"c","ts":1}'),
+    ("null_value", None),
+    ("not_an_object", b"[1,2,3]"),
+    ("wrong_type", b'{"impression_id":17,"campaign_id":"c","ts":1}'),
+    ("wrong_type", b'{"impression_id":"x","campaign_id":"c","ts":"yesterday"}'),
+    ("missing_field", b'{"impression_id":"x","ts":1}'),
+    ("out_of_range", b'{"impression_id":"","campaign_id":"c","ts":1}'),
+    ("bad_price", b'{"impression_id":"x","campaign_id":"c","ts":1,"price":-1}'),
+    ("bad_price", b'{"impression_id":"x","campaign_id":"c","ts":1,"price":"NaN"}'),
+    ("not_json", b'{"impression_id":"' + b"x" * 5_000_000),
+]
+
+
+def test_garbage_changes_no_neighbour_and_lies_in_dead_letters_as_it_came(broker: EmbeddedBroker, topics: str) -> None:
+    ts, good = now_ms(), 100 * len(GARBAGE)
+    records: list[tuple[str, Any]] = []
+    for n in range(good):
+        records.append(render(n, ts))
+        if n % 100 == 50:
+            records.append((f"viewer-{n % 97}", GARBAGE[n // 100][1]))
+    with WorkerProcess(broker.bootstrap, topics) as worker:
+        send(broker.bootstrap, topics + "renders", records)
+        wait_until(lambda: worker.totals().get("spring") == (good, 0, 0), "the good ones are counted")
+        wait_until(lambda: worker.metric("streams_dead_letters_total") == len(GARBAGE), "the bad ones are refused")
+        expected = Counter(reason for reason, _ in GARBAGE)
+        for reason, count in expected.items():
+            assert worker.metric("streams_dead_letters_total", reason=reason) == count
+        assert worker.metric("streams_events_total", topic="renders", outcome="malformed") == len(GARBAGE)
+        letters = read_topic(broker.bootstrap, topics + "dead-letters", PARTITIONS)
+    sent = {(record.partition(), record.offset()): record.value()
+            for record in read_topic(broker.bootstrap, topics + "renders", PARTITIONS)}
+    assert Counter((reason, value) for reason, value in GARBAGE) == Counter(
+        (dict(letter.headers())["reason"].decode(), letter.value()) for letter in letters
+    )
+    for letter in letters:
+        headers = {name: value.decode() for name, value in letter.headers()}
+        assert headers["topic"] == "renders"
+        assert sent[int(headers["partition"]), int(headers["offset"])] == letter.value(), "its original bytes"
+        assert letter.key().decode() == f"renders|{headers['partition']}|{headers['offset']}"
+
+
+def test_the_last_records_of_campaign_windows_hold_what_was_counted(broker: EmbeddedBroker, topics: str) -> None:
+    minute = now_ms() // 60_000 * 60_000 - 5 * 60_000
+    with WorkerProcess(broker.bootstrap, topics) as worker:
+        send(broker.bootstrap, topics + "renders", (render(n, minute + n * 100) for n in range(1_800)))
+        send(broker.bootstrap, topics + "viewability", (view(n, minute + n * 100 + 50) for n in range(0, 1_800, 3)))
+        wait_until(lambda: worker.totals().get("spring") == (1_800, 600, 600), "all of it is counted")
+        wanted = {f"spring|USD|{minute + m * 60_000}" for m in range(2)}
+
+        def windows() -> dict[str, Any]:
+            records = read_topic(broker.bootstrap, topics + "campaign-windows", PARTITIONS)
+            return {record.key().decode(): orjson.loads(record.value()) for record in records}
+
+        wait_until(
+            lambda: {name: w["revision"] for name, w in windows().items()} == dict.fromkeys(wanted, 800), "two are due"
+        )
+        first = windows()[f"spring|USD|{minute}"]
+    assert first == {
+        "campaign_id": "spring", "currency": "USD", "start": minute, "end": minute + 60_000,
+        "served": 600, "measurable": 200, "viewable": 200, "clicks": 0, "spend": "3.6", "cpm": 6.0, "vcpm": 18.0,
+        "viewable_rate": 1.0, "measured_rate": 1 / 3, "revision": 800, "final": False,
+    }  # fmt: skip
+
+
+def test_a_worker_without_its_topics_says_what_to_do(broker: EmbeddedBroker, topic_prefix: str) -> None:
+    worker = WorkerProcess(broker.bootstrap, topic_prefix)
+    with pytest.raises(AssertionError, match="streams topics create"):
+        worker.__enter__()
+
+
+def test_a_worker_is_alive_before_it_is_ready_and_says_why_it_is_not(broker: EmbeddedBroker, topics: str) -> None:
+    with WorkerProcess(broker.bootstrap, topics) as worker:
+        assert worker.get("/healthz") == (200, "alive\n")
+        code, reasons = worker.get("/readyz")
+        assert (code, reasons) == (200, "ready\n") or (code == 503 and "no partitions are assigned" in reasons)
+        worker.ready()
+        assert worker.get("/readyz") == (200, "ready\n")
