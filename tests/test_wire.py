@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from streams.core.events import Click, Malformed, Render, Viewability
 from streams.core.panes import Cell, Series
 from streams.core.partition import Delta, Partition, Refused, Touched
-from streams.core.rollup import Head, Lifetime, Partial, RowKey, Share, Window
+from streams.core.rollup import Clock, Head, Lifetime, Partial, RowKey, Share, Window
 from streams.core.rules import Rules
 from streams.wire import records
 from streams.wire.events import REASONS, decoder
@@ -235,18 +235,19 @@ SEALED = [
     (records.encode_delta(DELTA), records.decode_delta),
     (records.encode_partial(PARTIAL), records.decode_partial),
     (records.encode_row(HEAD), records.decode_row),
+    (records.encode_row(Clock(10_000)), records.decode_row),
     (records.encode_row(Lifetime(5, CELL)), records.decode_row),
     (records.encode_row({1: Share((0, 1), {10_000: CELL})}), records.decode_row),
 ]
 each_sealed = pytest.mark.parametrize(("data", "decode"), SEALED)
 
 
-@pytest.mark.parametrize("row", [HEAD, Lifetime(5, CELL), {1: Share((0, 1), {10_000: CELL}), 2: Share((1, 0), {})}])
+@pytest.mark.parametrize("row", [HEAD, Clock(10_000), Lifetime(5, CELL), {1: Share((0, 1), {10_000: CELL}), 2: Share((1, 0), {})}])
 def test_a_row_comes_back_as_it_was(row):
     assert records.decode_row(records.encode_row(row)) == row
 
 
-@pytest.mark.parametrize("key", [RowKey(SERIES, 60_000), RowKey(SERIES, None), RowKey(None, None, 3)])
+@pytest.mark.parametrize("key", [RowKey(SERIES, 60_000), RowKey(SERIES, None), RowKey(None, None, 3), RowKey(None, None)])
 def test_a_row_key_comes_back_as_it_was(key):
     assert records.decode_row_key(records.encode_row_key(9, key)) == (9, key)
 
