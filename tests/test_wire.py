@@ -239,15 +239,17 @@ SEALED = [
     (records.encode_row(Lifetime(5, CELL)), records.decode_row),
     (records.encode_row({1: Share((0, 1), {10_000: CELL})}), records.decode_row),
 ]
+MINUTE = {1: Share((0, 1), {10_000: CELL}), 2: Share((1, 0), {})}
+KEYS = [RowKey(SERIES, 60_000), RowKey(SERIES, None), RowKey(None, None, 3), RowKey(None, None)]
 each_sealed = pytest.mark.parametrize(("data", "decode"), SEALED)
 
 
-@pytest.mark.parametrize("row", [HEAD, Clock(10_000), Lifetime(5, CELL), {1: Share((0, 1), {10_000: CELL}), 2: Share((1, 0), {})}])
+@pytest.mark.parametrize("row", [HEAD, Clock(10_000), Lifetime(5, CELL), MINUTE])
 def test_a_row_comes_back_as_it_was(row):
     assert records.decode_row(records.encode_row(row)) == row
 
 
-@pytest.mark.parametrize("key", [RowKey(SERIES, 60_000), RowKey(SERIES, None), RowKey(None, None, 3), RowKey(None, None)])
+@pytest.mark.parametrize("key", KEYS)
 def test_a_row_key_comes_back_as_it_was(key):
     assert records.decode_row_key(records.encode_row_key(9, key)) == (9, key)
 
