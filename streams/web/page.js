@@ -26,10 +26,10 @@ function campaignRow(campaign) {
     count(shown.measurable),
     count(shown.viewable),
     percent(shown.viewable_rate),
-    percent(shown.viewable_of_served),
-    percent(shown.measured_rate),
     money(shown.cpm),
     money(shown.vcpm),
+    percent(shown.viewable_of_served),
+    percent(shown.measured_rate),
     count(campaign.total.served),
     campaign.total.spend,
   ]);

@@ -117,8 +117,9 @@ def _table_row(row: Row, window: str) -> str:
         row["campaign_id"],
         row["currency"],
         *(_number(figures.get(name)) for name in ("served", "measurable", "viewable")),
-        *(_percent(figures.get(name)) for name in ("viewable_rate", "viewable_of_served", "measured_rate")),
+        _percent(figures.get("viewable_rate")),
         *(_money(figures.get(name)) for name in ("cpm", "vcpm")),
+        *(_percent(figures.get(name)) for name in ("viewable_of_served", "measured_rate")),
         _number(row["total"]["served"]),
         row["total"]["spend"],
     ]
