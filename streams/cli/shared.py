@@ -14,7 +14,7 @@ from structlog.typing import Processor
 from streams.kafka.qualify import JournalError
 from streams.kafka.rollup import TableError
 from streams.kafka.topics import TopicsError
-from streams.settings import Settings, SettingsError, load
+from streams.settings import Settings, SettingsError, duration_ms, load
 from streams.web.server import SiteError
 
 T = TypeVar("T")
@@ -49,6 +49,14 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     except (TopicsError, SiteError, JournalError, TableError) as error:
         fail(str(error))
+
+
+def duration(text: str) -> int:
+    """Parse a flag such as `30s` into milliseconds."""
+    try:
+        return int(duration_ms(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def configure_logging(level: str) -> None:
