@@ -146,12 +146,13 @@ class EventMaker:
         heapq.heappush(self._coming, (at_ms, self._number, Scheduled(at_ms, topic, key, value, fact)))
 
     def _put_on_time(self, at_ms: int, key: bytes, value: bytes, fact: Fact) -> None:
-        """Send an event, perhaps a late one behind it, and perhaps itself again."""
+        """Send an event, perhaps again, and perhaps once more by a clock that is hours behind."""
         self._put(at_ms, fact.topic, key, value, fact)
         if self._chance() < self._mix.duplicates:
             self._put(at_ms + int(self._chance() * _AGAIN_MS), fact.topic, key, value, _repeat(fact))
         if self._chance() < self._mix.late:
-            self._put(at_ms, fact.topic, key, self._late(fact.topic, at_ms), Fact(fact.topic, "late"))
+            behind = value.replace(b'"ts":%d' % at_ms, b'"ts":%d' % (at_ms - self._mix.late_by_ms))
+            self._put(at_ms, fact.topic, key, behind, Fact(fact.topic, "late"))
 
     def _play(self, plan: Plan) -> None:
         mix, chance = self._mix, self._chance
@@ -193,7 +194,7 @@ class EventMaker:
             f'"device":"{_DEVICES[int(chance() * 6)]}","user_agent":"{agent}"}}'
         ).encode()
 
-    # --- views and clicks ----------------------------------------------------------------------------------------------
+    # --- views and clicks --------------------------------------------------------------------------------------------
 
     def _look(self, shown: _Shown, viewable: float) -> None:
         chance, mix = self._chance, self._mix
@@ -221,11 +222,7 @@ class EventMaker:
         series = (shown.campaign.campaign_id, shown.campaign.currency)
         self._put_on_time(at_ms, shown.key, value, Fact(CLICKS, "click", shown.made, *series))
 
-    # --- what goes wrong -----------------------------------------------------------------------------------------------
-
-    def _late(self, topic: str, at_ms: int) -> bytes:
-        more = {RENDERS: ',"campaign_id":"late"', VIEWABILITY: ',"kind":"viewable"', CLICKS: ""}[topic]
-        return f'{{"impression_id":"late-{self._number}","ts":{at_ms - self._mix.late_by_ms}{more}}}'.encode()
+    # --- what goes wrong ---------------------------------------------------------------------------------------------
 
     def _break(self, plan: Plan) -> None:
         topic, reason, value = self._random.choice(MALFORMED)

@@ -134,7 +134,7 @@ class Truth:
             return {"served": 1, "gross": 1, "spend": fact.cost}
         return {"clicks": 1} if fact.made == "click" else dict.fromkeys(fact.gains, 1)
 
-    # --- telling and comparing -----------------------------------------------------------------------------------------
+    # --- telling and comparing ---------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON values: spend as decimal text of currency units, campaigns sorted."""

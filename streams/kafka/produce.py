@@ -1,0 +1,154 @@
+"""Sends records at their time: an open loop, so a slow broker is told by how far the sending is behind.
+
+Records with equal keys lie in the same partition number of every topic (Kafka's default, murmur2), in the order in
+which they come. Every delivery is confirmed; a retry does not store a record twice; a failure raises.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from aiokafka.partitioner import murmur2
+
+from streams.core.events import TOPICS
+from streams.kafka.topics import Topic, TopicAdmin
+
+_TICK_S: Final = 0.02
+_AT_ONCE: Final = 4_000
+"""Records between two looks at the clock: how long others wait for the event loop."""
+_BATCH_BYTES: Final = 256 << 10
+_REQUEST_BYTES: Final = 16 << 20
+
+
+class Record(Protocol):
+    """What is to be sent, and when on the event clock (ms since the epoch)."""
+
+    @property
+    def at_ms(self) -> int: ...  # noqa: D102
+    @property
+    def topic(self) -> str: ...  # noqa: D102
+    @property
+    def key(self) -> bytes: ...  # noqa: D102
+    @property
+    def value(self) -> bytes | None: ...  # noqa: D102
+
+
+R = TypeVar("R", bound=Record)
+
+
+class ProduceError(Exception):
+    """Records that could not be delivered."""
+
+
+@dataclass
+class Sending:
+    """How far the sending is: records handed over, and by how much the schedule is missed, in ms."""
+
+    sent: int = 0
+    behind_ms: float = 0
+
+
+@lru_cache(maxsize=1 << 18)
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition that Kafka's default partitioner gives to a key."""
+    return int(murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+class PacedProducer(Generic[R]):
+    """Sends records in order. `taken` is called with each record that will be delivered, and its partition."""
+
+    def __init__(self, broker: str, prefix: str, taken: Callable[[R, int], None]) -> None:
+        self._broker = broker
+        self._prefix = prefix
+        self._taken = taken
+        self._partitions = 0
+        self._batches: dict[tuple[str, int], Any] = {}
+        self._deliveries: set[asyncio.Future[Any]] = set()
+        self._failed: BaseException | None = None
+        self.sending = Sending()
+
+    async def send(self, records: Iterator[R], stop: asyncio.Event, *, paced: bool = True) -> None:
+        """Send each record at its time, late ones at once; all at once unless paced. Ends with the records, or on stop.
+
+        Returns when every record that was taken is delivered. Raises ProduceError if one was not, TopicsError if the
+        topics are missing or have unequal partition counts.
+        """
+        async with TopicAdmin(self._broker) as admin:
+            self._partitions = await admin.agreed_partitions([Topic(self._prefix + topic, {}) for topic in TOPICS])
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self._broker,
+            enable_idempotence=True,
+            max_batch_size=_BATCH_BYTES,
+            max_request_size=_REQUEST_BYTES,
+        )
+        try:
+            await producer.start()
+            try:
+                await self._send_all(producer, records, stop, paced)
+            finally:
+                await producer.stop()
+        except (KafkaError, OSError) as error:
+            raise ProduceError(f"Kafka at {self._broker} did not take a record: {error!r}") from error
+
+    async def _send_all(self, producer: Any, records: Iterator[R], stop: asyncio.Event, paced: bool) -> None:
+        next_record = next(records, None)
+        while next_record is not None and not stop.is_set():
+            due_ms = time.time() * 1000 if paced else float("inf")
+            for _ in range(_AT_ONCE):
+                if next_record is None or next_record.at_ms > due_ms:
+                    break
+                await self._take(producer, next_record)
+                next_record = next(records, None)
+            await self._ship_all(producer)
+            self._raise_failed()
+            await self._rest(next_record, stop, paced)
+        await asyncio.gather(*self._deliveries)
+        self._raise_failed()
+
+    async def _rest(self, next_record: R | None, stop: asyncio.Event, paced: bool) -> None:
+        """Let others run; wait for what is not due yet."""
+        wait_s = next_record.at_ms / 1000 - time.time() if paced and next_record is not None else 0.0
+        self.sending.behind_ms = max(0.0, -wait_s * 1000)
+        if wait_s <= 0:
+            await asyncio.sleep(0)
+            return
+        try:
+            await asyncio.wait_for(stop.wait(), max(wait_s, _TICK_S))
+        except TimeoutError:
+            return
+
+    async def _take(self, producer: Any, record: R) -> None:
+        partition = partition_of(record.key, self._partitions)
+        place = (record.topic, partition)
+        batch = self._batches.get(place)
+        if batch is None:
+            batch = self._batches[place] = producer.create_batch()
+        if batch.append(timestamp=None, key=record.key, value=record.value) is None:
+            await self._ship(producer, place)
+            batch = self._batches[place] = producer.create_batch()
+            batch.append(timestamp=None, key=record.key, value=record.value)
+        self._taken(record, partition)
+        self.sending.sent += 1
+
+    async def _ship_all(self, producer: Any) -> None:
+        for place in list(self._batches):
+            await self._ship(producer, place)
+
+    async def _ship(self, producer: Any, place: tuple[str, int]) -> None:
+        topic, partition = place
+        delivery = await producer.send_batch(self._batches.pop(place), self._prefix + topic, partition=partition)
+        self._deliveries.add(delivery)
+        delivery.add_done_callback(self._confirm)
+
+    def _confirm(self, delivery: "asyncio.Future[Any]") -> None:
+        self._deliveries.discard(delivery)
+        self._failed = self._failed or delivery.exception()
+
+    def _raise_failed(self) -> None:
+        if self._failed is not None:
+            raise self._failed
