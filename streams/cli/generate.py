@@ -7,13 +7,14 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from io import BufferedWriter
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import IO, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import orjson
 import typer
@@ -223,7 +224,7 @@ def command(
             rotation=rotation,
         )
     )
-    run = Run(_started(made, start_ms, paced, length_ms, events), length_ms, events)
+    run = Run(_started(made, start_ms, paced, length_ms, events), length_ms, events, nulls=out is None)
     if out is not None:
         run.to_files(out, compress)
     elif dry_run:
@@ -249,14 +250,15 @@ def _started(made: Source, start_ms: int | None, paced: bool, length_ms: int | N
 class Run:
     """One run: takes events from a source, brings them somewhere, and notes the truth of what it brought."""
 
-    def __init__(self, source: Source, length_ms: int | None, events: int | None) -> None:
+    def __init__(self, source: Source, length_ms: int | None, events: int | None, *, nulls: bool) -> None:
         self.truth = Truth(source.seed)
         self.topics: Counter[str] = Counter()
         self.sending = Sending()
         self.seconds = 0.0
         self._began = time.monotonic()
         self._stop = asyncio.Event()
-        self._events = _until(source, length_ms, events)
+        made = source.events() if nulls else (event for event in source.events() if event.value is not None)
+        self._events = _until(made, None if length_ms is None else source.start_ms + length_ms, events)
         self._console = Console(stderr=True)
 
     def to_kafka(self, settings: Settings, paced: bool) -> None:
@@ -301,14 +303,10 @@ class Run:
         self._bring(lambda event: None)
 
     def _bring(self, write: Callable[[Scheduled], object]) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stop.set())
-        with self._line() as tell:
+        with _on_signal(self._stop.set), self._line() as tell:
             for event in self._events:
                 if self._stop.is_set():
                     break
-                if event.value is None:
-                    continue
                 write(event)
                 self._note(event, 0)
                 self.sending.sent += 1
@@ -326,6 +324,18 @@ class Run:
     def _words(self) -> str:
         seconds = max(time.monotonic() - self._began, 0.001)
         return f"{self.sending.sent:,} events, {self.sending.sent / seconds:,.0f}/s{_behind(self.sending)}"
+
+
+@contextmanager
+def _on_signal(stop: Callable[[], None]) -> Iterator[None]:
+    """Call a function on Ctrl-C and SIGTERM, and nothing else."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda *_: stop()) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 class _Line:
@@ -349,21 +359,18 @@ class _Line:
             self._status.stop()
 
 
-def _until(source: Source, length_ms: int | None, events: int | None) -> Iterator[Scheduled]:
-    made = source.events()
-    if length_ms is not None:
-        end_ms = source.start_ms + length_ms
-        made = takewhile(lambda event: event.at_ms < end_ms, made)
-    return islice(made, events)
+def _until(made: Iterator[Scheduled], end_ms: int | None, events: int | None) -> Iterator[Scheduled]:
+    return islice(made if end_ms is None else takewhile(lambda event: event.at_ms < end_ms, made), events)
 
 
 def _behind(sending: Sending) -> str:
     return f", {sending.behind_ms / 1000:.1f} s behind" if sending.behind_ms > 0 else ""
 
 
-def _file(folder: Path, topic: str, compress: bool) -> IO[bytes]:
+def _file(folder: Path, topic: str, compress: bool) -> BufferedWriter | gzip.GzipFile:
     path = folder / f"{topic}.jsonl{'.gz' if compress else ''}"
-    return gzip.open(path, "wb", compresslevel=6) if compress else path.open("wb")  # type: ignore[return-value]
+    # Without the time that gzip would put in, the same seed gives the same file.
+    return gzip.GzipFile(path, "wb", compresslevel=6, mtime=0) if compress else path.open("wb")
 
 
 def write_truth(path: Path, truth: Truth) -> None:

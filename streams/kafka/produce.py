@@ -18,7 +18,7 @@ from aiokafka.partitioner import murmur2
 from streams.core.events import TOPICS
 from streams.kafka.topics import Topic, TopicAdmin
 
-_TICK_S: Final = 0.02
+_TICK_S: Final = 0.05
 _AT_ONCE: Final = 4_000
 """Records between two looks at the clock: how long others wait for the event loop."""
 _BATCH_BYTES: Final = 256 << 10
