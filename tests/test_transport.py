@@ -1,0 +1,254 @@
+"""The batch transport: what it overrides of Faust, and that the private parts it uses are still there."""
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import faust
+import pytest
+from aiokafka.errors import MessageSizeTooLargeError
+from faust.app.base import App as FaustApp
+from faust.transport import consumer as stock
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from streams.core.events import TOPICS
+from streams.kafka.app import Worker
+from streams.kafka.broker import EmbeddedBroker
+from streams.kafka.transport import BatchSchema, Consumer, Outbox, PartitionTable, Producer, RecordBatch, Transport
+from streams.settings import load
+from tests.conftest import create_topics
+
+PARTITIONS = 2
+
+
+def worker(prefix: str = "", bootstrap: str = "127.0.0.1:9") -> Worker:
+    return Worker(load(broker=bootstrap, topic_prefix=prefix), PARTITIONS, lambda _: None)
+
+
+def record(topic: str, partition: int, offset: int, key: bytes = b"k", value: bytes | None = b"v") -> Any:
+    return SimpleNamespace(
+        topic=topic, partition=partition, offset=offset, key=key, value=value, timestamp=1_000 + offset,
+        timestamp_type=1, headers=(), checksum=None, serialized_key_size=1, serialized_value_size=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (stock.Consumer, "_filter_tps_with_pending_acks"),
+        (stock.Consumer, "_new_offset"),
+        (stock.Consumer, "_add_gap"),
+        (stock.Consumer, "_wait_next_records"),
+        (stock.Consumer, "_is_changelog_tp"),
+        (stock.Consumer, "on_buffer_full"),
+        (stock.Consumer, "on_partitions_revoked"),
+        (stock.Consumer, "perform_seek"),
+        (stock.Consumer, "wait_empty"),
+        (driver.Consumer, "_to_message"),
+        (driver.Producer, "__post_init__"),
+        (driver, "IllegalStateError"),
+        (FaustApp, "_create_directories"),
+    ],
+)
+def test_what_is_overridden_or_called_still_exists_in_faust(owner: Any, name: str) -> None:
+    assert hasattr(owner, name)
+
+
+async def test_the_state_that_is_read_still_exists_on_a_consumer_and_a_producer() -> None:
+    consumer = worker()._consumer
+    for name in ("_unacked_messages", "_waiting_for_ack", "_committed_offset", "_paused_partitions", "flow_active"):
+        assert hasattr(consumer, name)
+    assert isinstance(consumer, Consumer)
+    assert isinstance(consumer.app.producer, Producer)
+    assert hasattr(consumer.app.producer, "buffer")
+    assert isinstance(consumer.transport, Transport), "impressions:// is registered as an entry point"
+
+
+def test_the_signatures_that_are_overridden_are_those_of_faust() -> None:
+    for ours, theirs in ((Consumer, driver.Consumer), (Producer, driver.Producer), (PartitionTable, faust.Table)):
+        for name, function in vars(ours).items():
+            original = getattr(theirs, name, None)
+            if inspect.isfunction(function) and inspect.isfunction(original) and name != "__init__":
+                assert arguments(function) <= arguments(original) or "kwargs" in arguments(function), name
+
+
+def arguments(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+async def test_only_what_is_said_to_be_done_is_committed() -> None:
+    consumer = worker()._consumer
+    consumer.done("renders", 0, 120)
+    consumer.done("renders", 1, 7)
+    consumer.done("renders", 0, 130)
+    assert consumer._filter_committable_offsets(consumer._filter_tps_with_pending_acks()) == {
+        TP("renders", 0): 130,
+        TP("renders", 1): 7,
+    }
+    assert not consumer._filter_tps_with_pending_acks(), "each offset is committed once"
+
+
+async def test_an_acknowledged_event_commits_nothing() -> None:
+    consumer = worker()._consumer
+    (message,) = consumer._messages(TP("renders", 0), [record("renders", 0, 5)])
+    consumer.track_message(message)
+    assert message in consumer.unacked
+    assert consumer.ack(message)
+    assert not consumer.ack(message), "once is enough"
+    assert message not in consumer.unacked
+    assert not consumer._filter_tps_with_pending_acks()
+
+
+async def test_a_poll_of_an_input_is_one_message_and_a_changelog_stays_a_message_a_record() -> None:
+    made = worker()
+    consumer = made._consumer
+    records = [record("renders", 1, offset) for offset in range(10, 13)]
+    (message,) = consumer._messages(TP("renders", 1), records)
+    assert message.value == RecordBatch("renders", 1, records)
+    assert message.offset == 12, "Faust goes on behind the last one"
+    changelog = made.qualify.journal.changelog_topic_name
+    messages = list(consumer._messages(TP(changelog, 1), [record(changelog, 1, offset) for offset in range(3)]))
+    assert [message.offset for message in messages] == [0, 1, 2]
+
+
+async def test_the_schema_hands_a_batch_through_to_the_agent() -> None:
+    made = worker()
+    batch = RecordBatch("renders", 0, [record("renders", 0, 0)])
+    (message,) = made._consumer._messages(TP("renders", 0), batch.records)
+    event = await BatchSchema().compile(made._app)(message)
+    assert event.value == batch
+    assert event.message is message
+
+
+class Fetched:
+    """A consumer's next poll, and what happens to the consumer while it waits for it."""
+
+    def __init__(self, consumer: Consumer, records: dict[TP, list[Any]], meanwhile: Any = lambda: None) -> None:
+        self.seeks = 0
+
+        async def wait_next_records(timeout: float) -> tuple[dict[TP, list[Any]], set[TP]]:
+            meanwhile()
+            return records, set(records)
+
+        async def perform_seek() -> None:
+            self.seeks += 1
+
+        consumer._wait_next_records = wait_next_records  # type: ignore[method-assign]
+        consumer.perform_seek = perform_seek  # type: ignore[method-assign]
+
+
+async def polled(consumer: Consumer) -> list[TP]:
+    return [tp async for tp, _ in consumer.getmany(1.0)]
+
+
+async def test_records_that_came_over_a_whole_rebalance_belong_to_the_generation_of_now() -> None:
+    consumer = worker()._consumer
+    tp = TP("renders", 0)
+
+    def rebalance() -> None:
+        consumer.app.consumer_generation_id = 8
+
+    consumer.app.consumer_generation_id = 7
+    Fetched(consumer, {tp: [record("renders", 0, 0)]}, rebalance)
+    assert await polled(consumer) == [tp]
+
+
+async def test_records_that_come_while_the_flow_is_stopped_are_sought_back() -> None:
+    consumer = worker()._consumer
+    fetched = Fetched(consumer, {TP("renders", 0): [record("renders", 0, 0)]}, consumer.stop_flow)
+    assert await polled(consumer) == []
+    assert fetched.seeks == 1
+
+
+async def test_a_seek_that_fails_in_a_rebalance_does_not_end_the_worker() -> None:
+    consumer = worker()._consumer
+    Fetched(consumer, {TP("renders", 0): [record("renders", 0, 0)]}, consumer.stop_flow)
+
+    async def refuse() -> None:
+        raise driver.IllegalStateError("no assignment")
+
+    consumer.perform_seek = refuse  # type: ignore[method-assign]
+    assert await polled(consumer) == []
+
+
+async def test_a_paused_input_is_still_handed_on_when_it_was_fetched_before() -> None:
+    consumer = worker()._consumer
+    first, second = TP("renders", 0), TP("renders", 1)
+    consumer._set_active_tps({first, second})
+    Fetched(
+        consumer,
+        {first: [record("renders", 0, 0)], second: [record("renders", 1, 0)]},
+        lambda: consumer.pause("renders", 1),
+    )
+    assert await polled(consumer) == [first, second]
+
+
+async def test_the_rest_of_a_poll_is_left_to_the_next_owner_when_a_rebalance_begins() -> None:
+    consumer = worker()._consumer
+    tps = [TP("renders", partition) for partition in range(2)]
+    Fetched(consumer, {tp: [record(tp.topic, tp.partition, 0)] for tp in tps})
+    seen = []
+    async for tp, _ in consumer.getmany(1.0):
+        seen.append(tp)
+        consumer.app.consumer_generation_id += 1
+    assert seen == tps[:1]
+
+
+# --- table and outbox ------------------------------------------------------------------------------------------------
+
+
+def key(partition: int, name: bytes) -> bytes:
+    return partition.to_bytes(4, "big") + name
+
+
+async def test_a_change_of_the_table_goes_to_the_partition_that_its_key_names() -> None:
+    table = worker().qualify.journal
+    table[key(1, b"a")] = b"value"
+    del table[key(1, b"a")]
+    name = table.changelog_topic_name
+    assert table.outbox._waiting == [(name, key(1, b"a"), b"value", 1, None), (name, key(1, b"a"), None, 1, None)]
+
+
+async def test_keys_of_partitions_that_went_are_forgotten_without_a_tombstone() -> None:
+    table = worker().qualify.journal
+    table.data.update({key(0, b"a"): b"1", key(1, b"a"): b"2"})
+    stays = TP(table.changelog_topic_name, 1)
+    await table.on_rebalance({stays, TP("renders", 0)}, set(), set())
+    assert dict(table.items()) == {key(1, b"a"): b"2"}
+    assert not table.outbox._waiting
+
+
+@pytest.fixture
+def topics(broker: EmbeddedBroker, topic_prefix: str) -> str:
+    asyncio.run(create_topics(broker.bootstrap, topic_prefix, PARTITIONS))
+    return topic_prefix
+
+
+@pytest.fixture
+def bootstrap(broker: EmbeddedBroker) -> Iterator[str]:
+    yield broker.bootstrap
+
+
+async def test_flush_returns_when_all_is_delivered_and_raises_ever_after_one_was_not(
+    bootstrap: str, topics: str
+) -> None:
+    made = worker(topics, bootstrap)
+    producer = made._app.producer
+    await producer.start()
+    try:
+        outbox = Outbox(made._app)
+        for number in range(100):
+            outbox.send(topics + TOPICS[0], b"k", b"%d" % number, partition=number % PARTITIONS)
+        await outbox.flush()
+        assert not producer._unconfirmed
+        outbox.send(topics + TOPICS[0], b"k", b"x" * (9 << 20), partition=0)
+        with pytest.raises(MessageSizeTooLargeError):
+            await outbox.flush()
+        with pytest.raises(MessageSizeTooLargeError):
+            await Outbox(made._app).flush()
+        producer._unconfirmed.clear()
+    finally:
+        await producer.stop()
