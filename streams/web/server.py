@@ -59,13 +59,13 @@ class Site:
                 web.get("/page.js", _file("page.js")),
             ]
         )
-        self._runner = web.AppRunner(application, access_log=None)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
 
     async def __aenter__(self) -> Self:
         await self._runner.setup()
         host, port = self._settings.http_host, self._settings.http_port
         try:
-            await web.TCPSite(self._runner, host, port, shutdown_timeout=1).start()
+            await web.TCPSite(self._runner, host, port).start()
         except OSError as error:
             await self._runner.cleanup()
             raise SiteError(f"cannot serve on {host}:{port} ({error.strerror}): try another --http-port") from None

@@ -1,0 +1,110 @@
+"""The HTTP server: the page, the JSON behind it, health, and what strangers may not do."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from prometheus_client import CollectorRegistry
+
+from streams.core.events import RENDERS, VIEWABILITY
+from streams.metrics.collector import Collector
+from streams.settings import load
+from streams.web.server import Site, SiteError
+from tests.test_metrics import Bench, T, render, view
+
+HOSTILE = '"><script>alert(1)</script>'
+
+
+@asynccontextmanager
+async def served(bench: Bench, *not_ready: str) -> AsyncIterator[aiohttp.ClientSession]:
+    settings = load(http_port=0)
+    registry = CollectorRegistry()
+    registry.register(Collector(bench.reading, settings.windows, "adserver", "9.9"))
+    async with (
+        Site(settings, registry, bench.reading, lambda: list(not_ready)) as site,
+        aiohttp.ClientSession(site.url) as session,
+    ):
+        yield session
+
+
+async def text(session: aiohttp.ClientSession, path: str, **headers: str) -> tuple[int, str, Any]:
+    async with session.get(path, headers=headers) as answer:
+        return answer.status, await answer.text(), answer.headers
+
+
+async def test_a_worker_is_alive_even_when_it_is_not_ready_and_tells_why_it_is_not() -> None:
+    async with served(Bench(), "no partitions are assigned", "the broker does not answer") as session:
+        assert (await text(session, "/healthz"))[:2] == (200, "alive\n")
+        assert (await text(session, "/readyz"))[:2] == (503, "no partitions are assigned\nthe broker does not answer\n")
+    async with served(Bench()) as session:
+        assert (await text(session, "/readyz"))[:2] == (200, "ready\n")
+
+
+async def test_metrics_come_in_the_format_that_is_asked_for() -> None:
+    async with served(Bench().feed(RENDERS, render(1))) as session:
+        status, page, headers = await text(session, "/metrics")
+        assert status == 200
+        assert headers["Content-Type"].startswith("text/plain")
+        assert 'ads_served_impressions_total{campaign="spring",currency="USD"} 1.0' in page
+        _, page, headers = await text(session, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
+        assert headers["Content-Type"].startswith("application/openmetrics-text")
+        assert page.endswith("# EOF\n")
+
+
+async def test_the_json_has_money_as_decimal_text_and_null_where_nothing_is_defined() -> None:
+    bench = Bench().feed(RENDERS, render(1, price="2.5"), render(2, T, "small", price=None))
+    bench.feed(VIEWABILITY, view(1, "not_viewable"))
+    async with served(bench) as session, session.get("/api/campaigns") as answer:
+        figures = await answer.json()
+    small, spring = figures["campaigns"]  # as many served, so in order of their names
+    assert spring["windows"]["1m"] == {
+        "served": 1, "measurable": 1, "viewable": 0, "clicks": 0, "spend": "0.0025", "cpm": 2.5, "vcpm": None,
+        "viewable_rate": 0.0, "viewable_of_served": 0.0, "measured_rate": 1.0, "ctr": 0.0,
+    }  # fmt: skip
+    assert small["windows"]["1m"]["cpm"] is None
+    assert small["currency"] == "none"
+    assert figures["windows"] == ["1m", "5m", "1h"]
+    assert figures["stream"]["events"]["renders"]["counted"] == 2
+    assert figures["stream"]["lag"] == 17
+
+
+async def test_the_page_is_a_plain_table_without_a_script_and_hostile_names_are_text() -> None:
+    event = render(1)
+    event.campaign_id = HOSTILE
+    async with served(Bench().feed(RENDERS, event)) as session:
+        status, page, headers = await text(session, "/")
+    assert status == 200
+    assert "<td>&quot;&gt;&lt;script&gt;alert(1)&lt;/script&gt;</td><td>USD</td><td>1</td>" in page
+    assert HOSTILE not in page
+    assert "'unsafe" not in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_the_page_fetches_nothing_from_elsewhere() -> None:
+    async with served(Bench()) as session:
+        for path in ("/", "/page.js", "/page.css"):
+            status, body, _ = await text(session, path)
+            assert status == 200
+            assert "http://" not in body
+            assert "https://" not in body
+
+
+async def test_only_reading_is_allowed_and_other_paths_do_not_exist() -> None:
+    async with served(Bench()) as session:
+        async with session.post("/metrics") as answer:
+            assert answer.status == 405
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert (await text(session, "/../settings.py"))[0] == 404
+        assert (await text(session, "/table/"))[0] == 404
+        async with session.head("/metrics") as answer:
+            assert answer.status == 200
+
+
+async def test_a_used_port_is_one_clear_line() -> None:
+    settings = load(http_port=0)
+    async with Site(settings, CollectorRegistry(), Bench().reading, list) as site:
+        again = load(http_port=int(site.url.rsplit(":", 1)[1]))
+        with pytest.raises(SiteError, match="try another --http-port"):
+            await Site(again, CollectorRegistry(), Bench().reading, list).__aenter__()
