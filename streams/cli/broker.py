@@ -1,7 +1,7 @@
 """`streams broker`: the embedded broker in the foreground."""
 
 import signal
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,17 +51,23 @@ def command(
     One node without replication or passwords, for demos, tests and development. Started again on the same directory
     it has its topics and records again.
     """
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a download or a start as Ctrl-C does
     try:
         with download_progress() as on_download:
             node = EmbeddedBroker(port, directory or cache_directory() / "broker", on_download)
             node.start()
+        _stay_with(node)
     except BrokerError as error:
         fail(str(error))
-    typer.echo(f"Kafka {VERSION} at {node.bootstrap}, data in {node.directory}")
-    while not stop.wait(0.2):
-        if not node.running:
-            fail(f"Kafka ended by itself; see {node.log_path}")
-    node.stop()
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+def _stay_with(node: EmbeddedBroker) -> None:
+    try:
+        typer.echo(f"Kafka {VERSION} at {node.bootstrap}, data in {node.directory}")
+        while node.running:
+            time.sleep(0.2)
+        raise BrokerError(f"Kafka ended by itself; the end of {node.log_path}:\n{node.last_log_lines()}")
+    finally:
+        node.stop()
