@@ -130,6 +130,11 @@ def test_people_get_one_line():
         ("--cpm", "much"),
         ("--start", "yesterday"),
         ("--topic-prefix", "no spaces"),
+        ("--drop", "campaign-21:1m:2m:0.5"),
+        ("--source", "open-bandit", "--rate", "10"),
+        ("--source", "open-bandit", "--viewable", "0.5"),
+        ("--speed", "2"),
+        ("--gzip",),
     ],
     ids=" ".join,
 )
@@ -291,6 +296,34 @@ async def test_ctrl_c_ends_it_in_order_with_the_truth_of_exactly_what_was_delive
     seen = counted(found, 2)
     assert sorted(seen["campaigns"], key=lambda row: row["campaign_id"]) == truth["campaigns"]
     assert json.loads(stdout)["truth"] == truth
+
+
+async def test_a_broker_that_is_killed_and_comes_back_has_every_event_once(tmp_path, topic_prefix):
+    truth = Truth()
+    with EmbeddedBroker(0, tmp_path) as broker:
+        await create_topics(broker.bootstrap, topic_prefix, 2)
+        source = Traffic(start_ms=int(time.time() * 1000), rate=500, mix=ROUGH)
+        producer = paced_producer(broker, topic_prefix, truth)
+        sending = asyncio.create_task(producer.send(islice(source.events(), 6_000), asyncio.Event()))
+        await until_there_are(broker.bootstrap, topic_prefix, 1_000)
+        assert not sending.done()
+        broker.kill()
+        await asyncio.to_thread(broker.start)
+        await sending
+        found = await records_of(broker.bootstrap, topic_prefix)
+    assert truth.compare(counted(found, 2)) == []
+
+
+async def test_a_broker_that_stays_away_raises(tmp_path, topic_prefix):
+    with EmbeddedBroker(0, tmp_path) as broker:
+        await create_topics(broker.bootstrap, topic_prefix, 1)
+        source = Traffic(start_ms=int(time.time() * 1000), rate=100, mix=CLEAN)
+        producer = PacedProducer[Scheduled](broker.bootstrap, topic_prefix, lambda *_: None, give_up_s=2)
+        sending = asyncio.create_task(producer.send(source.events(), asyncio.Event()))
+        await until_there_are(broker.bootstrap, topic_prefix, 10)
+        broker.kill()
+        with pytest.raises(ProduceError, match=broker.bootstrap):
+            await asyncio.wait_for(sending, DEADLINE_S)
 
 
 def test_as_fast_as_possible_is_into_the_past_up_to_now(broker, topic_prefix):

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -38,6 +38,9 @@ EPILOG: Final = (
     "[bold]streams generate --events 10000 --out ./events --gzip[/bold]"
 )
 MIX: Final = Mix()
+SYNTHETIC_ONLY: Final = frozenset(
+    {"rate", "campaigns", "viewers", "skew", "currencies", "drops", "rotation", "viewable"}
+)
 _TELL_EVERY: Final = 20_000
 _TELL_S: Final = 0.5
 
@@ -122,6 +125,7 @@ def _share(text: str) -> Any:
 
 
 def command(
+    context: typer.Context,
     source: Annotated[SourceName, typer.Option(help="Made traffic, or a real log of 60,000 impressions.")] = (
         SourceName.SYNTHETIC
     ),
@@ -194,6 +198,8 @@ def command(
     paced = not (at_once or out is not None or dry_run)
     if not paced and events is None and length_ms is None:
         fail("--max, --out and --dry-run need an end: say --events or --for", 2)
+    _refuse_idle_flags(context, source, {"compress"} if out is None else set())
+    _refuse_unknown_campaigns(drops or (), campaigns)
     mix = Mix(
         anonymous=anonymous,
         duplicates=duplicates,
@@ -234,6 +240,22 @@ def command(
     if truth is not None:
         write_truth(truth, run.truth)
     _tell(run, as_json)
+
+
+def _refuse_idle_flags(context: typer.Context, source: SourceName, idle: set[str]) -> None:
+    """End if a flag was given that does nothing in this run."""
+    idle |= SYNTHETIC_ONLY if source is SourceName.OPEN_BANDIT else {"speed"}
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "")
+        if parameter.name in idle and given is not None and given.name == "COMMANDLINE":
+            fail(f"{parameter.opts[0]} does nothing here: see streams generate --help", 2)
+
+
+def _refuse_unknown_campaigns(drops: Iterable[Drop], campaigns: int) -> None:
+    names = {f"campaign-{number}" for number in range(1, campaigns + 1)}
+    for drop in drops:
+        if drop.campaign_id not in names:
+            fail(f"--drop {drop.campaign_id}: there are campaign-1 to campaign-{campaigns}", 2)
 
 
 def _started(made: Source, start_ms: int | None, paced: bool, length_ms: int | None, events: int | None) -> Source:

@@ -23,6 +23,8 @@ _AT_ONCE: Final = 4_000
 """Records between two looks at the clock: how long others wait for the event loop."""
 _BATCH_BYTES: Final = 256 << 10
 _REQUEST_BYTES: Final = 16 << 20
+_GIVE_UP_S: Final = 30.0
+"""How long the broker may be away, such as for a restart."""
 
 
 class Record(Protocol):
@@ -62,8 +64,11 @@ def partition_of(key: bytes, partitions: int) -> int:
 class PacedProducer(Generic[R]):
     """Sends records in order. `taken` is called with each record that will be delivered, and its partition."""
 
-    def __init__(self, broker: str, prefix: str, taken: Callable[[R, int], None]) -> None:
+    def __init__(
+        self, broker: str, prefix: str, taken: Callable[[R, int], None], give_up_s: float = _GIVE_UP_S
+    ) -> None:
         self._broker = broker
+        self._give_up_s = give_up_s
         self._prefix = prefix
         self._taken = taken
         self._partitions = 0
@@ -85,15 +90,25 @@ class PacedProducer(Generic[R]):
             enable_idempotence=True,
             max_batch_size=_BATCH_BYTES,
             max_request_size=_REQUEST_BYTES,
+            request_timeout_ms=int(self._give_up_s * 1000),
         )
         try:
             await producer.start()
             try:
                 await self._send_all(producer, records, stop, paced)
             finally:
-                await producer.stop()
-        except (KafkaError, OSError) as error:
-            raise ProduceError(f"Kafka at {self._broker} did not take a record: {error!r}") from error
+                await self._close(producer)
+        except (KafkaError, OSError) as error:  # a time-out is an OSError
+            raise ProduceError(
+                f"Kafka at {self._broker} did not take a record ({type(error).__name__}): what was sent is not known"
+            ) from error
+
+    async def _close(self, producer: Any) -> None:
+        """Close a producer even if its broker is gone: its own `stop` would wait for that for ever."""
+        try:
+            await asyncio.wait_for(producer.stop(), self._give_up_s)
+        except TimeoutError:
+            await producer.client.close()
 
     async def _send_all(self, producer: Any, records: Iterator[R], stop: asyncio.Event, paced: bool) -> None:
         next_record = next(records, None)
@@ -107,7 +122,7 @@ class PacedProducer(Generic[R]):
             await self._ship_all(producer)
             self._raise_failed()
             await self._rest(next_record, stop, paced)
-        await asyncio.gather(*self._deliveries)
+        await asyncio.wait_for(asyncio.gather(*self._deliveries), self._give_up_s)
         self._raise_failed()
 
     async def _rest(self, next_record: R | None, stop: asyncio.Event, paced: bool) -> None:

@@ -23,7 +23,7 @@ _BROWSER = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Geck
 _CRAWLER = "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)"
 _DEVICES = ("desktop", "desktop", "phone", "phone", "phone", "tablet")
 _SIZES = ('"width":300,"height":250', '"width":728,"height":90', '"width":970,"height":250')
-_AGAIN_MS = 20_000
+_AGAIN_MS = 20_000  # at most; half of what comes again does so within an eighth of it
 _LATEST_REFRESH_MS = 29_000
 _CLICK_MS = 10_000
 _BIG_BYTES = 5_000_000
@@ -149,7 +149,7 @@ class EventMaker:
         """Send an event, perhaps again, and perhaps once more by a clock that is hours behind."""
         self._put(at_ms, fact.topic, key, value, fact)
         if self._chance() < self._mix.duplicates:
-            self._put(at_ms + int(self._chance() * _AGAIN_MS), fact.topic, key, value, _repeat(fact))
+            self._put(at_ms + int(self._chance() ** 3 * _AGAIN_MS), fact.topic, key, value, _repeat(fact))
         if self._chance() < self._mix.late:
             behind = value.replace(b'"ts":%d' % at_ms, b'"ts":%d' % (at_ms - self._mix.late_by_ms))
             self._put(at_ms, fact.topic, key, behind, Fact(fact.topic, "late"))
