@@ -44,14 +44,20 @@ def encoded(event: Any) -> bytes | None:
 def batch(topic: str, records: Log) -> Batch:
     events = decoder(topic)([encoded(event) for _, event, _ in records])
     offsets = [offset for offset, _, _ in records]
-    return Batch(topic, offsets, events, offsets[-1] + 1)
+    return Batch(topic, offsets, events, offsets[-1] + 1, [appended for _, _, appended in records])
 
 
 # --- what both sides say, in one form ---------------------------------------------------------------------------------
 
 
 def contract_of(rules: Rules) -> Contract:
-    return Contract(rules.lateness_ms, rules.dedup_horizon_ms, rules.viewability_horizon_ms, rules.early_ms)
+    return Contract(
+        lateness=rules.lateness_ms,
+        dedup=rules.dedup_horizon_ms,
+        horizon=rules.viewability_horizon_ms,
+        early=rules.early_ms,
+        future=rules.future_ms,
+    )
 
 
 def figures(touched: Iterable[Touched]) -> dict[tuple[str, str, str, int], dict[str, int]]:
@@ -92,13 +98,13 @@ class Desk:
         self.state = Partition(Rules(**rules))
         self.logs: Logs = {topic: [] for topic in TOPICS}
 
-    def give(self, event: Event) -> str:
+    def give(self, event: Event, appended: int | None = None) -> str:
         """What became of this event so far: its outcome, or pending."""
         topic = topic_of(event)
-        return self.give_raw(topic, event)
+        return self.give_raw(topic, event, appended)
 
-    def give_raw(self, topic: str, event: Any) -> str:
-        record = (len(self.logs[topic]), event, None)
+    def give_raw(self, topic: str, event: Any, appended: int | None = None) -> str:
+        record = (len(self.logs[topic]), event, appended)
         before = outcomes(self.state, topic)
         self.logs[topic].append(record)
         self.state.apply(batch(topic, [record]))
@@ -125,7 +131,7 @@ class Desk:
 # --- random logs ------------------------------------------------------------------------------------------------------
 
 RULES = (
-    Rules(lateness_ms=20_000, dedup_horizon_ms=20_000, viewability_horizon_ms=20_000),
+    Rules(lateness_ms=20_000, dedup_horizon_ms=20_000, viewability_horizon_ms=20_000, future_ms=5_000),
     Rules(lateness_ms=5_000, dedup_horizon_ms=30_000, viewability_horizon_ms=10_000),
     Rules(lateness_ms=40_000, dedup_horizon_ms=10_000, viewability_horizon_ms=60_000),
     Rules(lateness_ms=10_000, dedup_horizon_ms=5_000, viewability_horizon_ms=30_000, early_ms=5_000),
@@ -180,7 +186,8 @@ def _log(topic: str, length: int, pick: Callable[[Sequence[Any]], Any]) -> Log:
     for _ in range(length):
         now += pick(_STEPS)
         event = _EVENTS[topic](pick) | {"ts": max(0, now - pick(_BACK))}
-        log.append((offset, pick(MALFORMED) if pick(range(15)) == 7 else event, None))
+        appended = pick((None, event["ts"], event["ts"] - 5_000, event["ts"] - 5_001))
+        log.append((offset, pick(MALFORMED) if pick(range(15)) == 7 else event, appended))
         offset += pick((1, 1, 1, 2))
     return log
 

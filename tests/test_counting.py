@@ -1,7 +1,10 @@
 """The counting rules, one sentence each. Every step of every example is also held against the oracle."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from streams.kafka.qualify import appended_ms
 from tests.logs import MIN, T0, Desk, H, S, batch, click, render, view
 
 CPM_2_50 = 2_500_000
@@ -363,6 +366,58 @@ def test_a_malformed_record_goes_to_the_dead_letters_with_its_place_and_reason()
     desk.give(render())
     (letter,) = desk.state.apply(_raw("renders", 7, b"{"))
     assert (letter.topic, letter.offset, letter.reason) == ("renders", 7, "not_json")
+
+
+@pytest.mark.parametrize(("ahead", "outcome"), [(10 * MIN, "counted"), (10 * MIN + 1, "future")])
+def test_an_event_more_than_ten_minutes_ahead_of_its_record_is_future(ahead, outcome):
+    assert Desk().give(render(ts=T0 + ahead), appended=T0) == outcome
+
+
+def test_views_and_clicks_can_be_future_too():
+    desk = Desk()
+    desk.give(render())
+    assert desk.give(view(ts=T0 + 11 * MIN), appended=T0) == "future"
+    assert desk.give(click(ts=T0 + 11 * MIN), appended=T0) == "future"
+    assert desk.state.reasons == {"future": 2}
+
+
+def test_a_future_event_goes_to_the_dead_letters_and_does_not_move_stream_time():
+    desk = Desk(lateness_ms=MIN)
+    desk.give(render("x"), appended=T0)
+    (letter,) = desk.state.apply(batch("renders", [(1, render("secret", T0 + H), T0)]))
+    assert (letter.topic, letter.offset, letter.reason) == ("renders", 1, "future")
+    assert "secret" not in letter.detail
+    assert desk.state.progress["renders"].stream_time == T0
+
+
+def test_one_wrong_clock_makes_no_other_event_late():
+    desk = Desk(lateness_ms=MIN)
+    assert desk.give(render("x", T0 + H), appended=T0) == "future"
+    assert desk.give(render("y", T0), appended=T0) == "counted"
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "headers", "appended"),
+    [
+        (5, (), 5),
+        (5, (("other", b"7"),), 5),
+        (5, (("appended", b"7"),), 7),
+        (-1, (("appended", b"7"),), 7),
+        (-1, (), None),
+        (None, (), None),
+        (5, (("appended", None),), 5),
+        (5, (("appended", b""),), 5),
+        (5, (("appended", b"-7"),), 5),
+        (5, (("appended", b"soon"),), 5),
+        (5, (("appended", b"9" * 5_000),), 5),
+    ],
+)
+def test_the_header_appended_goes_before_the_records_own_time(timestamp, headers, appended):
+    assert appended_ms(SimpleNamespace(timestamp=timestamp, headers=headers)) == appended
+
+
+def test_a_file_whose_records_have_no_time_of_their_own_has_no_future_events():
+    assert Desk().give_all(render("x"), render("y", T0 + 24 * H)) == ["counted", "counted"]
 
 
 def test_records_below_the_fence_are_in_the_state_already_and_are_skipped():

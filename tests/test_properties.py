@@ -139,7 +139,7 @@ def test_what_is_random_here_reaches_every_outcome_and_makes_the_partition_forge
         reached |= {(topic, outcome) for topic in TOPICS for outcome in truth.counts(topic)}
         forgotten += run.state.impressions.first > 10
         cut += len(run.journal) < 50
-    views = {"malformed", "late", "duplicate", "orphan", "counted", PENDING}
+    views = {"malformed", "future", "late", "duplicate", "orphan", "counted", PENDING}
     expected = {(topic, outcome) for topic in ("viewability", "clicks") for outcome in views}
     expected |= {("renders", outcome) for outcome in views - {"orphan", PENDING}}
     assert reached == expected

@@ -13,6 +13,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import repeat
 from typing import Any, Final
 
 import msgspec
@@ -50,6 +51,9 @@ from streams.core.rules import Outcome, Rules
 NEVER: Final = -1
 """The stream time of a topic partition that has given no event yet."""
 
+FUTURE: Final = Outcome.FUTURE.name.lower()
+"""Why a record whose event lies too far ahead of it is refused."""
+
 # What each kind of view says, as bits of a row (MRC: a verdict on viewability implies that it could be measured).
 _SAYS: Final[Mapping[str, int]] = {
     "undetermined": SAID_UNDETERMINED,
@@ -72,6 +76,8 @@ class Batch(msgspec.Struct, frozen=True):
     events: Sequence[Event | Malformed]
     next_offset: int
     """Where reading goes on after this batch."""
+    timestamps: Sequence[int | None] = ()
+    """The own time of each record in ms, None where it has none; nothing at all for files, which have none."""
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -208,13 +214,18 @@ class Partition:
         progress = self.progress[batch.topic]
         refused: list[Refused] = []
         decide = self._deciders[batch.topic]
-        outcomes, fence = progress.outcomes, progress.fence
-        for offset, event in zip(batch.offsets, batch.events, strict=True):
+        outcomes, fence, future = progress.outcomes, progress.fence, self.rules.future_ms
+        own_times = batch.timestamps or repeat(None, len(batch.offsets))
+        for offset, event, own_time in zip(batch.offsets, batch.events, own_times, strict=True):
             if offset < fence:
                 continue
-            if type(event) is Malformed:
+            outcome: Outcome | None
+            if isinstance(event, Malformed):
                 refused.append(Refused(batch.topic, offset, event.reason, event.detail))
-                outcome: Outcome | None = Outcome.MALFORMED
+                outcome = Outcome.MALFORMED
+            elif own_time is not None and event.ts > own_time + future:
+                refused.append(Refused(batch.topic, offset, FUTURE, f"ts: more than {future} ms after the record"))
+                outcome = Outcome.FUTURE
             else:
                 outcome = decide(offset, event, progress)
             if outcome is not None:

@@ -4,6 +4,7 @@ Law: the same records under the same rules give the same numbers, so every one o
 """
 
 from enum import IntEnum
+from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 import msgspec
@@ -11,6 +12,8 @@ import msgspec
 SECOND: Final = 1_000
 MINUTE: Final = 60 * SECOND
 HOUR: Final = 60 * MINUTE
+
+Network = IPv4Network | IPv6Network
 
 
 class Outcome(IntEnum):
@@ -37,4 +40,14 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     viewability_horizon_ms: int = HOUR
     early_ms: int = 10 * SECOND
     """How far a view or click may lie before its render: clocks of one browser are read twice."""
+    future_ms: int = 10 * MINUTE
+    """How far an event may lie ahead of its record's own time."""
+    refresh_interval_ms: int = 30 * SECOND
+    """Renders of one place that are closer than this are refreshes; 0 switches the rule off."""
+    refresh_slack_ms: int = MINUTE
+    """A render further behind stream time than this is not asked whether it is a refresh."""
+    count_user_refresh: bool = False
+    click_makes_viewable: bool = False
+    datacenters: tuple[Network, ...] = ()
+    """Where invalid traffic comes from, unless a server stitched the ad in."""
     billing_source: str = "adserver"

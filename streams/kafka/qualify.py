@@ -40,6 +40,10 @@ PATIENCE_S: Final = 2.0
 
 EPOCH: Final = 0
 
+APPENDED: Final = "appended"
+"""Header with the time at which a record that was copied was first appended, in ms since the epoch, as text."""
+_LONGEST_TIME: Final = 13
+
 
 class JournalError(Exception):
     """A journal that cannot be trusted: the worker must not start on it."""
@@ -180,7 +184,8 @@ class Qualify:
 
     def _apply(self, owned: Owned, chunk: Chunk) -> None:
         topic, records, events = chunk
-        refused = owned.state.apply(Batch(topic, [record.offset for record in records], events, records[-1].offset + 1))
+        offsets, times = [record.offset for record in records], [appended_ms(record) for record in records]
+        refused = owned.state.apply(Batch(topic, offsets, events, offsets[-1] + 1, times))
         owned.changed = True
         owned.consumed_at[topic] = monotonic()
         if refused:
@@ -281,6 +286,14 @@ class Qualify:
         for commit in commits:
             for topic, fence in commit.fences.items():
                 self.flow.done(self.prefix + topic, commit.owned.number, fence)
+
+
+def appended_ms(record: Any) -> int | None:
+    """Return when a record was first appended: what its header `appended` says, else Kafka's time; None without."""
+    for name, value in record.headers:
+        if name == APPENDED and value is not None and value.isdigit() and len(value) <= _LONGEST_TIME:
+            return int(value)
+    return record.timestamp if record.timestamp is not None and record.timestamp >= 0 else None
 
 
 def _partials(number: int, head: Head, cells: list[Touched]) -> list[bytes]:

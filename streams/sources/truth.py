@@ -12,7 +12,7 @@ from streams.core.events import RENDERS, TOPICS
 from streams.core.money import decimal_text, nano_of
 from streams.core.rules import OUTCOME_NAMES, Outcome, Rules
 
-NOT_IN_FORCE: Final = frozenset({Outcome.FUTURE, Outcome.INVALID_TRAFFIC, Outcome.REFRESH})
+NOT_IN_FORCE: Final = frozenset({Outcome.INVALID_TRAFFIC, Outcome.REFRESH})
 """Rules that the worker does not apply yet: take a name out, and what was made for that rule has its outcome."""
 
 PENDING: Final = "pending"
