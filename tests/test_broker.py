@@ -92,7 +92,9 @@ def listening(pid: int) -> set[str]:
 
 def test_topics_are_not_created_by_being_written_to(broker: EmbeddedBroker, topic_prefix: str) -> None:
     told: list[KafkaError | None] = []
-    producer = Producer({"bootstrap.servers": broker.bootstrap, "topic.metadata.propagation.max.ms": 0, "log_level": 0})
+    producer = Producer(
+        {"bootstrap.servers": broker.bootstrap, "topic.metadata.propagation.max.ms": 2000, "log_level": 0}
+    )
     producer.produce(topic_prefix + "none", b"1", on_delivery=lambda error, _: told.append(error))
     assert producer.flush(SOON_S) == 0
     [error] = told
