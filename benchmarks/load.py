@@ -8,6 +8,8 @@ from confluent_kafka import Producer
 
 CAMPAIGNS = 20
 VIEWERS = 100_000
+SLOTS = 3
+"""A viewer meets a slot again after VIEWERS * SLOTS / RENDERS_A_SECOND = 60 s: never a refresh."""
 DUPLICATE_EVERY = 20
 UNMEASURED_EVERY = 20
 VIEWABLE_OF_FIVE = 2
@@ -44,7 +46,7 @@ def produce(bootstrap: str, prefix: str, renders: int) -> Truth:
         viewer = f"viewer-{number * 7919 % VIEWERS:06d}"
         render = (
             f'{{"impression_id":"imp-{number:012d}","campaign_id":"{campaign}","ts":{ts},"viewer_id":"{viewer}",'
-            f'"page_view_id":"pv-{number:08d}","slot_id":"slot-1","creative_id":"creative-33","price":"2.5",'
+            f'"page_view_id":"pv-{number:08d}","slot_id":"slot-{number // VIEWERS % SLOTS}","creative_id":"creative-33","price":"2.5",'
             '"price_unit":"cpm","currency":"USD","format":"display","width":300,"height":250,"device":"desktop"}'
         ).encode()
         copies = 2 if number % DUPLICATE_EVERY == 0 else 1
