@@ -46,8 +46,8 @@ def produce(bootstrap: str, prefix: str, renders: int) -> Truth:
         viewer = f"viewer-{number * 7919 % VIEWERS:06d}"
         render = (
             f'{{"impression_id":"imp-{number:012d}","campaign_id":"{campaign}","ts":{ts},"viewer_id":"{viewer}",'
-            f'"page_view_id":"pv-{number:08d}","slot_id":"slot-{number // VIEWERS % SLOTS}","creative_id":"creative-33","price":"2.5",'
-            '"price_unit":"cpm","currency":"USD","format":"display","width":300,"height":250,"device":"desktop"}'
+            f'"page_view_id":"pv-{number:08d}","slot_id":"slot-{number // VIEWERS % SLOTS}",'
+            '"creative_id":"creative-33","price":"2.5","price_unit":"cpm","currency":"USD","format":"display","width":300,"height":250,"device":"desktop"}'
         ).encode()
         copies = 2 if number % DUPLICATE_EVERY == 0 else 1
         for _ in range(copies):
