@@ -209,3 +209,40 @@ def test_a_worker_is_alive_before_it_is_ready_and_says_why_it_is_not(broker: Emb
         assert (code, reasons) == (200, "ready\n") or (code == 503 and "no partitions are assigned" in reasons)
         worker.ready()
         assert worker.get("/readyz") == (200, "ready\n")
+
+
+def test_workers_that_join_and_leave_lose_nothing_and_count_nothing_twice(broker: EmbeddedBroker, topics: str) -> None:
+    events, campaigns = 60_000, 5
+    ts = now_ms()
+    served, viewed = events // campaigns, events // campaigns // 2
+    expected = {f"c{n}": (served, viewed, viewed) for n in range(campaigns)}
+
+    def slowly(records: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for number, record in enumerate(records):
+            if number % 500 == 0:
+                time.sleep(0.08)
+            yield record
+
+    renders = slowly(render(n, ts + n // 50, f"c{n % campaigns}") for n in range(events))
+    views = slowly(view(n, ts + n // 50 + 500) for n in range(0, events, 2))
+    senders = [
+        threading.Thread(target=send, args=(broker.bootstrap, topics + "renders", renders)),
+        threading.Thread(target=send, args=(broker.bootstrap, topics + "viewability", views)),
+    ]
+    with WorkerProcess(broker.bootstrap, topics) as stays:
+        stays.ready()
+        for sender in senders:
+            sender.start()
+        with WorkerProcess(broker.bootstrap, topics) as leaves:
+            wait_until(lambda: leaves.metric("streams_partitions_assigned") == PARTITIONS / 2, "it has its share")
+            wait_until(lambda: leaves.consumed("renders") > 0, "it is at work")
+            code, seconds = leaves.terminate()
+            assert code == 0, leaves.log
+            assert seconds < 5
+        with WorkerProcess(broker.bootstrap, topics) as another:
+            wait_until(lambda: another.metric("streams_partitions_assigned") == PARTITIONS / 2, "it has its share")
+            for sender in senders:
+                sender.join()
+            wait_until(lambda: stays.totals() | another.totals() == expected, "together they have all")
+            assert not stays.totals().keys() & another.totals().keys(), "each campaign is exported by one worker"
+            assert stays.consumed("renders") + another.consumed("renders") == events
