@@ -23,6 +23,7 @@ from streams.kafka.topics import TopicAdmin, all_topics
 
 _CLOCK = os.sysconf("SC_CLK_TCK")
 _SETTLE_S = 30.0
+_SCRAPE_S = 1.0
 
 
 class Run(NamedTuple):
@@ -47,17 +48,37 @@ async def _create(bootstrap: str, prefix: str, partitions: int) -> None:
         await admin.create(all_topics(prefix, prefix + "impression-streams"), partitions)
 
 
+class _Moment(NamedTuple):
+    """How far the worker was at a scrape, and the CPU seconds that it and the broker had used."""
+
+    at: float
+    consumed: int
+    cpu_s: float
+    broker_cpu_s: float
+
+
 def _worker(broker: EmbeddedBroker, prefix: str, truth: Truth) -> Run:
     with _process("-m", "streams.cli", "worker", "--http-port", "0", broker=broker, prefix=prefix) as process:
         url = _url(process)
-        begin = _wait(url, 1)
-        cpu, broker_cpu, at = _cpu_s(process.pid), _cpu_s(broker.pid), time.monotonic()
-        end = _wait(url, truth.events)
-        seconds = time.monotonic() - at
-        done = end - begin
-        used, broker_used = _cpu_s(process.pid) - cpu, _cpu_s(broker.pid) - broker_cpu
-        exact = _settles(url, truth)
-        return Run(done / seconds, used / done * 1e6, broker_used / done * 1e6, _peak_mib(process.pid), exact)
+        moments = [_moment(url, process.pid, broker.pid)]
+        while moments[-1].consumed < truth.events:
+            time.sleep(_SCRAPE_S)
+            moments.append(_moment(url, process.pid, broker.pid))
+        # Steady: neither the start nor the last scrape, after which there was nothing left to do.
+        first, last = next(moment for moment in moments if moment.consumed), moments[-2]
+        done = last.consumed - first.consumed
+        return Run(
+            done / (last.at - first.at),
+            (last.cpu_s - first.cpu_s) / done * 1e6,
+            (last.broker_cpu_s - first.broker_cpu_s) / done * 1e6,
+            _peak_mib(process.pid),
+            _settles(url, truth),
+        )
+
+
+def _moment(url: str, worker: int, broker: int) -> _Moment:
+    consumed = sum(sample.value for sample in _samples(url) if sample.name == "streams_events_consumed_total")
+    return _Moment(time.monotonic(), int(consumed), _cpu_s(worker), _cpu_s(broker))
 
 
 def _floor(broker: EmbeddedBroker, prefix: str, truth: Truth) -> Run:
@@ -93,14 +114,6 @@ def _url(process: "subprocess.Popen[str]") -> str:
 def _samples(url: str) -> list[Any]:
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as page:
         return [sample for family in text_string_to_metric_families(page.read().decode()) for sample in family.samples]
-
-
-def _wait(url: str, events: int) -> int:
-    while True:
-        consumed = sum(s.value for s in _samples(url) if s.name == "streams_events_consumed_total")
-        if consumed >= events:
-            return int(consumed)
-        time.sleep(0.2)
 
 
 def _settles(url: str, truth: Truth) -> bool:
