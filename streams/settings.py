@@ -1,6 +1,8 @@
 """All settings, read once, in one place, and frozen: defaults < streams.toml < environment `STREAMS_*` < flags."""
 
 import re
+from ipaddress import ip_network
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
@@ -13,7 +15,7 @@ from pydantic_settings import (
 
 from streams.core.events import DEFAULT_SOURCE
 from streams.core.panes import PANE_MS
-from streams.core.rules import Rules
+from streams.core.rules import Network, Rules
 
 _UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")
@@ -48,8 +50,30 @@ def _whole_panes(windows: tuple[str, ...]) -> tuple[str, ...]:
     return windows
 
 
+def networks_in(file: Path) -> tuple[Network, ...]:
+    """Return the networks of a file with one a line; `#` begins a comment. Raises ValueError naming the line."""
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot be read: {error}") from None
+    networks = []
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip()
+        try:
+            networks += [ip_network(text)] if text else []
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+    return tuple(networks)
+
+
+def _cidr_file(file: Path) -> Path:
+    networks_in(file)
+    return file
+
+
 Duration = Annotated[int, BeforeValidator(duration_ms), Field(gt=0)]
 OffOrDuration = Annotated[int, BeforeValidator(duration_ms), Field(ge=0)]
+CidrFile = Annotated[Path, AfterValidator(_cidr_file)]
 Windows = Annotated[tuple[str, ...], BeforeValidator(_windows), AfterValidator(_whole_panes), Field(min_length=1)]
 
 
@@ -71,6 +95,13 @@ class Settings(BaseSettings):
     lateness: Duration = Field(3_600_000, description="An event further behind its topic partition is late")
     dedup_horizon: Duration = Field(3_600_000, description="Renders of one identity this close are one impression")
     viewability_horizon: Duration = Field(3_600_000, description="How long after its render a view or click counts")
+    refresh_interval: OffOrDuration = Field(
+        30_000, description="Renders of one ad in one slot of one viewer closer than this are refreshes; 0 = off"
+    )
+    refresh_slack: Duration = Field(60_000, description="A render further behind is not asked whether it is a refresh")
+    count_user_refresh: bool = Field(False, description="Refreshes that the viewer asked for count")
+    click_makes_viewable: bool = Field(False, description="A counted click makes its impression viewable")
+    datacenter_cidrs: CidrFile | None = Field(None, description="File of networks that no person browses from")
     billing_source: str = Field(DEFAULT_SOURCE, min_length=1, description="The source whose counts are billed")
     windows: Windows = Field(("1m", "5m", "1h"), description="Rolling windows, each a multiple of 10s, up to 1d")
     min_sample: int = Field(1, ge=1, description="A ratio is absent while its denominator is smaller")
@@ -99,6 +130,11 @@ class Settings(BaseSettings):
             lateness_ms=self.lateness,
             dedup_horizon_ms=self.dedup_horizon,
             viewability_horizon_ms=self.viewability_horizon,
+            refresh_interval_ms=self.refresh_interval,
+            refresh_slack_ms=self.refresh_slack,
+            count_user_refresh=self.count_user_refresh,
+            click_makes_viewable=self.click_makes_viewable,
+            datacenters=() if self.datacenter_cidrs is None else networks_in(self.datacenter_cidrs),
             billing_source=self.billing_source,
         )
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from ipaddress import ip_address, ip_network
 from random import Random
 from typing import Any
 
@@ -57,7 +58,25 @@ def contract_of(rules: Rules) -> Contract:
         horizon=rules.viewability_horizon_ms,
         early=rules.early_ms,
         future=rules.future_ms,
+        invalid_traffic=lambda event: invalid(event, rules),
+        refresh=rules.refresh_interval_ms or None,
+        refresh_slack=rules.refresh_slack_ms,
+        count_user_refresh=rules.count_user_refresh,
+        signal=oracle.standard,
+        click_makes_viewable=rules.click_makes_viewable,
     )
+
+
+def invalid(event: Event, rules: Rules) -> str | None:
+    """Why a render is invalid traffic, by a look at all networks; no other bot than this one comes up in these logs."""
+    if event.get("invalid"):
+        return "declared"
+    if "Googlebot" in (event.get("user_agent") or ""):
+        return "bot"
+    if not event.get("ip") or event.get("server_side"):
+        return None
+    address = ip_address(event["ip"])
+    return "datacenter" if any(address in network for network in rules.datacenters) else None
 
 
 def figures(touched: Iterable[Touched]) -> dict[tuple[str, str, str, int], dict[str, int]]:
@@ -87,6 +106,8 @@ def assert_as_the_oracle(state: Partition, logs: Logs) -> oracle.Answer:
         assert outcomes(state, topic) == dict(truth.counts(topic)), topic
         assert pending(state, topic) == truth.pending(topic), topic
         assert state.progress[topic].stream_time == truth.stream_times[topic], topic
+    assert {reason: count for reason, count in state.invalid.items() if count} == truth.invalid
+    assert state.unchecked == truth.unchecked_refreshes
     assert figures(state.cells()) == {place: cell for place, cell in truth.cells.items() if place[3] >= state.bound}
     return truth
 
@@ -130,13 +151,37 @@ class Desk:
 
 # --- random logs ------------------------------------------------------------------------------------------------------
 
+NETWORKS = (ip_network("192.0.2.0/24"), ip_network("192.0.2.0/25"), ip_network("2001:db8::/32"))
 RULES = (
     Rules(lateness_ms=20_000, dedup_horizon_ms=20_000, viewability_horizon_ms=20_000, future_ms=5_000),
-    Rules(lateness_ms=5_000, dedup_horizon_ms=30_000, viewability_horizon_ms=10_000),
-    Rules(lateness_ms=40_000, dedup_horizon_ms=10_000, viewability_horizon_ms=60_000),
-    Rules(lateness_ms=10_000, dedup_horizon_ms=5_000, viewability_horizon_ms=30_000, early_ms=5_000),
-    Rules(lateness_ms=5_000, dedup_horizon_ms=5_000, viewability_horizon_ms=5_000, early_ms=5_000),
-    Rules(lateness_ms=1, dedup_horizon_ms=1, viewability_horizon_ms=1, early_ms=0),
+    Rules(lateness_ms=5_000, dedup_horizon_ms=30_000, viewability_horizon_ms=10_000, datacenters=NETWORKS),
+    Rules(
+        lateness_ms=40_000,
+        dedup_horizon_ms=10_000,
+        viewability_horizon_ms=60_000,
+        refresh_interval_ms=10_000,
+        refresh_slack_ms=20_000,
+        click_makes_viewable=True,
+    ),
+    Rules(
+        lateness_ms=10_000,
+        dedup_horizon_ms=5_000,
+        viewability_horizon_ms=30_000,
+        early_ms=5_000,
+        refresh_interval_ms=10_001,
+        refresh_slack_ms=5_000,
+        count_user_refresh=True,
+    ),
+    Rules(
+        lateness_ms=5_000,
+        dedup_horizon_ms=5_000,
+        viewability_horizon_ms=5_000,
+        early_ms=5_000,
+        refresh_slack_ms=1_000,
+        click_makes_viewable=True,
+        datacenters=NETWORKS,
+    ),
+    Rules(lateness_ms=1, dedup_horizon_ms=1, viewability_horizon_ms=1, early_ms=0, refresh_interval_ms=0),
 )
 MALFORMED = (
     None,
@@ -162,14 +207,66 @@ _SOURCES: tuple[dict[str, Any], ...] = ({}, {}, {}, {"source": "adserver"}, {"so
 _KINDS = ("measurable", "viewable", "not_viewable", "undetermined", "signal")
 _CLICK_IDS: tuple[dict[str, Any], ...] = ({}, {"click_id": None}, {"click_id": "a"}, {"click_id": "b"})
 
+_WHERE: tuple[dict[str, Any], ...] = (
+    {},
+    {"viewer_id": "v", "slot_id": "s"},
+    {"viewer_id": "v", "slot_id": "s"},
+    {"viewer_id": "v", "slot_id": "s", "creative_id": "0"},
+    {"viewer_id": "w", "slot_id": "s", "creative_id": ""},
+    {"viewer_id": "v", "slot_id": "t"},
+    {"viewer_id": "", "slot_id": "s"},
+    {"viewer_id": "v", "slot_id": None},
+)
+_REFRESHES: tuple[dict[str, Any], ...] = (
+    {},
+    {},
+    {"refresh": None},
+    {"refresh": {"type": "user"}},
+    {"refresh": {"type": "time"}},
+)
+_WHAT: tuple[dict[str, Any], ...] = (
+    {},
+    {"format": "video"},
+    {"format": "audio"},
+    {"format": "native", "device": "desktop"},
+    {"width": 970, "height": 250, "device": "desktop"},
+    {"width": 970, "height": 250, "device": "phone"},
+)
+_WHO: tuple[dict[str, Any], ...] = (
+    *({},) * 8,
+    {"invalid": ""},
+    {"invalid": "sivt"},
+    {"user_agent": "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)"},
+    {"user_agent": "Mozilla/5.0 (X11; Linux x86_64) Firefox/128.0", "ip": "192.0.2.129"},
+    {"ip": "192.0.2.0", "server_side": True},
+    {"ip": "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"},
+    {"ip": "2001:db9::"},
+)
+_SIGNALS: tuple[dict[str, Any], ...] = (
+    {},
+    {"in_view_pct": 50, "continuous_ms": 1_000},
+    {"in_view_pct": 30, "continuous_ms": 1_000},
+    {"in_view_pct": 49.9, "continuous_ms": 5_000},
+    {"in_view_pct": 50, "continuous_ms": 999},
+    {"in_view_pct": 50, "continuous_ms": 2_000, "played_ms": 2_000},
+    {"in_view_pct": 50, "continuous_ms": 2_000, "played_ms": 2_000, "in_focus": False},
+    {"played_ms": 2_000, "muted": True},
+    {"played_ms": 2_000, "muted": False},
+)
 
 
 def _render(pick: Callable[[Sequence[Any]], Any]) -> Event:
-    return {"impression_id": pick("xyz"), "campaign_id": pick("0c"), **pick(_SOURCES), **pick(_PRICES)}
+    choices = (_SOURCES, _PRICES, _WHERE, _REFRESHES, _WHAT, _WHO)
+    event = {"impression_id": pick("xyzuvw"), "campaign_id": pick("0c")}
+    for choice in choices:
+        event |= pick(choice)
+    return event
 
 
 def _view(pick: Callable[[Sequence[Any]], Any]) -> Event:
-    return {"impression_id": pick("xyz"), "kind": pick(_KINDS), **pick(_SOURCES)}
+    kind = pick(_KINDS)
+    signal = pick(_SIGNALS) if kind == "signal" else {}
+    return {"impression_id": pick("xyz"), "kind": kind, **pick(_SOURCES), **signal}
 
 
 def _click(pick: Callable[[Sequence[Any]], Any]) -> Event:

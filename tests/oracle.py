@@ -16,7 +16,7 @@ from typing import Any
 
 PENDING = "pending"
 OUTCOMES = ("malformed", "future", "late", "duplicate", "invalid_traffic", "refresh", "orphan", "counted")
-FIGURES = ("served", "measurable", "viewable", "clicks", "spend", "gross", "revision")
+FIGURES = ("served", "measurable", "viewable", "clicks", "spend", "gross", "revision", "declared")
 SCALE = {"cpm": 1_000, "impression": 1, "micros_cpm": 1_000_000_000, "micros_impression": 1_000_000}
 
 Event = dict[str, Any]
@@ -34,7 +34,8 @@ class Contract:
     early: int = 10_000
     future: int | None = None
     """How far an event may lie ahead of its record's own time."""
-    invalid_traffic: Callable[[Event], bool] | None = None
+    invalid_traffic: Callable[[Event], str | bool | None] | None = None
+    """Whether a render is invalid traffic, or why."""
     refresh: int | None = None
     refresh_slack: int = 60_000
     count_user_refresh: bool = False
@@ -62,6 +63,8 @@ class Answer:
     cells: dict[tuple[str, str, str, int], dict[str, int]]
     stream_times: dict[str, int]
     unchecked_refreshes: int = 0
+    invalid: Counter[str] = field(default_factory=Counter)
+    """Invalid renders by reason, where the contract tells a reason."""
 
     def counts(self, topic: str) -> Counter[str]:
         return Counter(self.outcomes[topic].values())
@@ -130,6 +133,7 @@ class _Reading:
                 cell["served"] += 1
                 cell["spend"] += cost_nano(event) or 0
                 cell["revision"] += 1
+                cell["declared"] += event.get("refresh") is not None
         return outcome
 
     def same(self, event: Event, seen: Seen) -> bool:
@@ -139,7 +143,9 @@ class _Reading:
     def quality(self, event: Event) -> str:
         """Rules 5 and 6."""
         contract = self.contract
-        if contract.invalid_traffic is not None and contract.invalid_traffic(event):
+        reason = contract.invalid_traffic is not None and contract.invalid_traffic(event)
+        if reason:
+            self.result.invalid[str(reason)] += 1
             return "invalid_traffic"
         if contract.refresh is None:
             return "counted"
@@ -222,7 +228,23 @@ class _Reading:
         return self.result.cells[render["campaign_id"], currency, render.get("source") or "adserver", pane]
 
 
+def standard(render: Event, signal: Event) -> str:
+    """The kind that the MRC's standard for a render makes of a raw signal."""
+    form = render.get("format") or "display"
+    area = (render.get("width") or 0) * (render.get("height") or 0)
+    large = render.get("device") == "desktop" and area >= 242_500
+    wanted: dict[str, float] = {
+        "audio": {"played_ms": 2_000},
+        "video": {"in_view_pct": 50, "continuous_ms": 2_000, "played_ms": 2_000},
+    }.get(form, {"in_view_pct": 30 if large else 50, "continuous_ms": 1_000})
+    told = {name: signal[name] for name in wanted if signal.get(name) is not None}
+    short = any(told[name] < wanted[name] for name in told)
+    if short or signal.get("in_focus") is False or (form == "audio" and signal.get("muted")):
+        return "not_viewable"
+    return "viewable" if told.keys() == wanted.keys() else "undetermined"
+
+
 def place(event: Event) -> tuple[Any, ...]:
     """Where a refresh would be: the same creative, or without one the same campaign, in one slot of one viewer."""
     what = ("creative", event["creative_id"]) if event.get("creative_id") else ("campaign", event["campaign_id"])
-    return (event.get("source") or "adserver", event["viewer_id"], event["slot_id"], what)
+    return (event.get("source") or "adserver", event.get("viewer_id"), event.get("slot_id"), what)

@@ -94,6 +94,9 @@ def plain(value: Any) -> Any:
     """Everything an object holds, private or not, as comparable values; functions are no state."""
     if callable(value):
         return None
+    special = _SPECIAL.get(type(value).__name__)
+    if special is not None:
+        return special(value)
     if isinstance(value, Mapping):
         return {plain_key(key): plain(item) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
@@ -102,9 +105,6 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     names = [*getattr(type(value), "__slots__", ()), *getattr(type(value), "__struct_fields__", ())]
     names += list(getattr(value, "__dict__", {}))
-    special = _SPECIAL.get(type(value).__name__)
-    if special is not None:
-        return special(value)
     return {name: plain(getattr(value, name)) for name in names} if names else value
 
 
@@ -116,7 +116,7 @@ def remembered(impressions: Any) -> Any:
     """Remembered rows without the rows that are forgotten but not yet wiped, and without links that lead to them."""
     front = impressions.first - impressions.base
     rows = range(impressions.first, impressions.end)
-    columns = ("keys", "ts", "cost", "bits", "ledgers")
+    columns = ("keys", "ts", "cost", "born", "bits", "ledgers")
     return {
         "first": impressions.first,
         "end": impressions.end,
@@ -135,7 +135,7 @@ def due(dates: Any) -> Any:
     return found, findable
 
 
-_SPECIAL = {"Impressions": remembered, "_DueDates": due}
+_SPECIAL = {"Impressions": remembered, "_DueDates": due, "IPv4Network": str, "IPv6Network": str}
 
 
 def assert_same_state(live: Any, recovered: Any, ignoring: tuple[str, ...] = ()) -> None:

@@ -27,6 +27,7 @@ BUSINESS = {
     "ads_clicks_total": {"campaign", "currency"},
     "ads_spend_total": {"campaign", "currency"},
     "ads_gross_impressions_total": {"campaign", "currency"},
+    "ads_declared_refresh_impressions_total": {"campaign", "currency"},
     "ads_window_served": {"campaign", "currency", "window"},
     "ads_window_measurable": {"campaign", "currency", "window"},
     "ads_window_viewable": {"campaign", "currency", "window"},

@@ -141,7 +141,7 @@ def test_what_is_random_here_reaches_every_outcome_and_makes_the_partition_forge
         cut += len(run.journal) < 50
     views = {"malformed", "future", "late", "duplicate", "orphan", "counted", PENDING}
     expected = {(topic, outcome) for topic in ("viewability", "clicks") for outcome in views}
-    expected |= {("renders", outcome) for outcome in views - {"orphan", PENDING}}
+    expected |= {("renders", outcome) for outcome in views - {"orphan", PENDING} | {"invalid_traffic", "refresh"}}
     assert reached == expected
     assert min(forgotten, cut, linked) > 50, (forgotten, cut, linked)
 

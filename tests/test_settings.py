@@ -1,5 +1,7 @@
 """Settings are read once, from four places in a fixed order, and all their errors are told at once."""
 
+from ipaddress import ip_network
+
 import pytest
 
 from streams.core.rules import Rules
@@ -40,6 +42,38 @@ def test_without_anything_given_the_defaults_are_those_of_the_contract():
     assert settings.windows == ("1m", "5m", "1h")
     assert settings.windows_ms == (60_000, 300_000, 3_600_000)
     assert (settings.http_port, settings.min_sample, settings.idle) == (6066, 1, 30_000)
+
+
+def test_the_settings_of_counting_reach_the_rules(tmp_path, monkeypatch):
+    (tmp_path / "cidrs").write_text("# a comment\n192.0.2.0/24\n\n2001:db8::/32 # and another\n")
+    for name, value in {
+        "REFRESH_INTERVAL": "10s", "REFRESH_SLACK": "2m", "COUNT_USER_REFRESH": "true", "CLICK_MAKES_VIEWABLE": "true",
+        "DATACENTER_CIDRS": str(tmp_path / "cidrs"), "LATENESS": "1m", "DEDUP_HORIZON": "2m",
+        "VIEWABILITY_HORIZON": "3m", "BILLING_SOURCE": "dsp",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"STREAMS_{name}", value)
+    assert load().rules == Rules(
+        lateness_ms=60_000, dedup_horizon_ms=120_000, viewability_horizon_ms=180_000, refresh_interval_ms=10_000,
+        refresh_slack_ms=120_000, count_user_refresh=True, click_makes_viewable=True, billing_source="dsp",
+        datacenters=(ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read"),
+        (b"192.0.2.0/24\nexample.org\n", "line 2"),
+        (b"192.0.2.1/24\n", "line 1: .*host bits"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_a_list_of_networks_that_cannot_be_used_is_refused_with_the_line(content, words, tmp_path, monkeypatch):
+    if content is not None:
+        (tmp_path / "cidrs").write_bytes(content)
+    monkeypatch.setenv("STREAMS_DATACENTER_CIDRS", str(tmp_path / "cidrs"))
+    with pytest.raises(SettingsError, match=f"STREAMS_DATACENTER_CIDRS=.*{words}"):
+        load()
 
 
 def test_flags_go_before_environment_before_file_before_defaults(tmp_path, monkeypatch):

@@ -10,10 +10,10 @@ from streams.core.events import Click, Malformed, Render, Viewability
 from streams.core.panes import Cell, Series
 from streams.core.partition import Delta, Partition, Refused, Touched
 from streams.core.rollup import Clock, Head, Lifetime, Partial, RowKey, Share, Window
-from streams.core.rules import Rules
+from streams.core.rules import Outcome, Rules
 from streams.wire import records
 from streams.wire.events import REASONS, decoder
-from tests.logs import batch, click, render, seeded_logs, view
+from tests.logs import T0, batch, click, render, seeded_logs, view
 from tests.test_properties import THOROUGH
 
 SECRET = "hunter2"
@@ -293,8 +293,32 @@ def test_a_record_that_is_cut_short_or_longer_is_refused(data, decode):
 
 @each_sealed
 def test_a_record_of_a_newer_format_is_refused_by_its_number(data, decode):
-    with pytest.raises(records.RecordError, match="format 2 is newer"):
+    with pytest.raises(records.RecordError, match=f"format {records.FORMAT + 1} is newer"):
         decode(data[:2] + bytes([records.FORMAT + 1]) + data[3:])
+
+
+FORMAT_1 = bytes.fromhex(
+    "4a5201b2498f02186c18cb990093000000939303cf0000018bcfe57b889801000000000000029302cf0000018bcfe5680198"
+    "00000000000000019301cf0000018bcfe5680298000000000000000181ad6d697373696e675f6669656c6401009700c410ef"
+    "33a4ad3b1d6ec3426d96073b527300c4100068e5cf8b010000887be5cf8b010000c410a02526000000000000000000000000"
+    "00c4080000000001000000c40201019293a163a3555344a8616473657276657293a163a46e6f6e65a364737093c408000000"
+    "0000000000c4010c919200cfa921e3704fda881d9197ab766965776162696c69747900cfab67d919ba07288dcf0000018bcf"
+    "e5680002000090"
+)
+"""Written by format 1: a signal that waits, a counted render with a view and a click, one of a dsp, a broken one."""
+
+
+def test_a_journal_record_of_the_format_before_this_one_is_still_read():
+    state = Partition(Rules())
+    state.fold(records.decode_delta(FORMAT_1))
+    served = {(touched.series.source, touched.pane): touched.cell.served for touched in state.cells()}
+    assert served == {("adserver", T0): 1, ("dsp", T0): 1}
+    state.apply(batch("renders", [(3, render("w"), None), (4, render("x"), None)]))
+    state.apply(batch("viewability", [(2, view("w", kind="undetermined"), None), (3, view("x"), None)]))
+    cells = {touched.series.source: touched.cell for touched in state.cells()}
+    assert cells["adserver"] == Cell(served=2, measurable=1, viewable=1, clicks=1, spend=5_000_000, gross=2, revision=5)
+    assert state.pending == {"renders": 0, "viewability": 0, "clicks": 0}
+    assert state.progress["viewability"].outcomes[Outcome.DUPLICATE] == 2
 
 
 def test_a_record_of_another_kind_is_refused_by_name():

@@ -11,21 +11,30 @@ import msgspec
 
 from streams.core.panes import Ledger, Series
 
-# Bits of a row: what became of the render, what views have said of it, what it was credited with.
+# What a row is born with: what became of the render, and all that a later decision wants to know of it.
 COUNTED: Final = 1
+INVALID: Final = 2
+DECLARED: Final = 4
+"""The sender declares a refresh."""
+STANDARD: Final = 8 | 16
+"""Eight times the number of the standard that its viewability is judged by (README, events)."""
+ANCHOR: Final = 32
+"""A place was noted with it, so that later renders of that place can be refreshes."""
+
+# The bits of a row, none at birth: what views have said of it, and what it was credited with.
 SAID_UNDETERMINED: Final = 2
 SAID_MEASURABLE: Final = 4
 SAID_VIEWABLE: Final = 8
 MEASURABLE: Final = 16
 VIEWABLE: Final = 32
 SAID: Final = SAID_UNDETERMINED | SAID_MEASURABLE | SAID_VIEWABLE
-_AT_BIRTH: Final = bytes(bits & COUNTED for bits in range(256))
 
 
 class Rows(msgspec.Struct, frozen=True, array_like=True):
     """Consecutive rows as columns: `series` holds each distinct series once, `which` an index into it a row.
 
-    `bits` are those that the rows were born with: what came later is told by the marks of a journal record.
+    What the rows were born with is here; what came later is told by the marks of a journal record. `places` has one
+    for each row that is an anchor.
     """
 
     first: int
@@ -33,27 +42,31 @@ class Rows(msgspec.Struct, frozen=True, array_like=True):
     ts: bytes
     cost: bytes
     which: bytes
-    bits: bytes
+    born: bytes
     series: list[Series]
+    places: bytes = b""
 
-    def __iter__(self) -> Iterator[tuple[int, int, int, Series, int]]:
-        """Yield (key, ts in ms, cost in nano-units, series, bits) of each row."""
-        series = self.series
+    def __iter__(self) -> Iterator[tuple[int, int, int, Series, int, int]]:
+        """Yield (key, ts in ms, cost in nano-units, series, what it is born with, place or 0) of each row."""
+        series, places = self.series, iter(array("Q", self.places))
         columns = zip(
             array("Q", self.keys),
             array("q", self.ts),
             array("q", self.cost),
             array("I", self.which),
-            self.bits,
+            self.born,
             strict=True,
         )
-        return ((key, ts, cost, series[which], bits) for key, ts, cost, which, bits in columns)
+        return (
+            (key, ts, cost, series[which], born, next(places) if born & ANCHOR else 0)
+            for key, ts, cost, which, born in columns
+        )
 
 
 class Impressions:
     """Rows in order of arrival, found by the 64-bit key of (source, impression_id)."""
 
-    __slots__ = ("base", "bits", "cost", "end", "first", "index", "keys", "ledgers", "older", "ts")
+    __slots__ = ("base", "bits", "born", "cost", "end", "first", "index", "keys", "ledgers", "older", "ts")
 
     def __init__(self) -> None:
         self.first = 0
@@ -69,6 +82,7 @@ class Impressions:
         self.keys = array("Q")
         self.ts = array("q")
         self.cost = array("q")
+        self.born = bytearray()
         self.bits = bytearray()
         self.ledgers: list[Ledger] = []
 
@@ -79,7 +93,7 @@ class Impressions:
         """Give the first row of an empty memory this number."""
         self.first = self.end = self.base = row
 
-    def append(self, key: int, ts_ms: int, cost: int, ledger: Ledger, bits: int) -> None:
+    def append(self, key: int, ts_ms: int, cost: int, ledger: Ledger, born: int) -> None:
         """Remember a render that is no duplicate."""
         row = self.end
         if key in self.index:
@@ -88,7 +102,8 @@ class Impressions:
         self.keys.append(key)
         self.ts.append(ts_ms)
         self.cost.append(cost)
-        self.bits.append(bits)
+        self.born.append(born)
+        self.bits.append(0)
         self.ledgers.append(ledger)
         self.end = row + 1
 
@@ -116,8 +131,8 @@ class Impressions:
             self._compact()
         return range(oldest, row)
 
-    def rows_from(self, row: int) -> Rows:
-        """Return the rows from this number to the newest as columns."""
+    def rows_from(self, row: int, places: bytes) -> Rows:
+        """Return the rows from this number to the newest as columns, with the places of those that are anchors."""
         start = row - self.base
         which: dict[Ledger, int] = {}
         indexes = array("I", [which.setdefault(ledger, len(which)) for ledger in self.ledgers[start:]])
@@ -127,12 +142,13 @@ class Impressions:
             self.ts[start:].tobytes(),
             self.cost[start:].tobytes(),
             indexes.tobytes(),
-            bytes(self.bits[start:].translate(_AT_BIRTH)),
+            bytes(self.born[start:]),
             [ledger.series for ledger in which],
+            places,
         )
 
     def _compact(self) -> None:
         forgotten = self.first - self.base
-        for column in (self.keys, self.ts, self.cost, self.bits, self.ledgers):
+        for column in (self.keys, self.ts, self.cost, self.born, self.bits, self.ledgers):
             del column[:forgotten]
         self.base = self.first

@@ -41,6 +41,8 @@ class Cell(msgspec.Struct, array_like=True):
     gross: int = 0
     revision: int = 0
     """How many counted events (renders, views, clicks) this slice holds; it grows with every change."""
+    declared: int = 0
+    """Served impressions that the sender declares to be refreshes."""
 
     def add(self, other: "Cell", sign: int = 1) -> None:
         """Add another cell's figures, or with sign -1 take them off."""
@@ -51,10 +53,20 @@ class Cell(msgspec.Struct, array_like=True):
         self.spend += sign * other.spend
         self.gross += sign * other.gross
         self.revision += sign * other.revision
+        self.declared += sign * other.declared
 
     def copy(self) -> "Cell":
         """Return a cell of its own with the same figures."""
-        return Cell(self.served, self.measurable, self.viewable, self.clicks, self.spend, self.gross, self.revision)
+        return Cell(
+            self.served,
+            self.measurable,
+            self.viewable,
+            self.clicks,
+            self.spend,
+            self.gross,
+            self.revision,
+            self.declared,
+        )
 
 
 class Series(msgspec.Struct, frozen=True, order=True, array_like=True):

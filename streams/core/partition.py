@@ -34,19 +34,26 @@ from streams.core.events import (
     Viewability,
 )
 from streams.core.impressions import (
+    ANCHOR,
     COUNTED,
+    DECLARED,
+    INVALID,
     MEASURABLE,
     SAID,
     SAID_MEASURABLE,
     SAID_UNDETERMINED,
     SAID_VIEWABLE,
+    STANDARD,
     VIEWABLE,
     Impressions,
     Rows,
 )
 from streams.core.money import impression_nano
 from streams.core.panes import PANE_MS, Cell, Ledger, Series, pane_of
+from streams.core.refresh import NOWHERE, Anchors, place_of
 from streams.core.rules import Outcome, Rules
+from streams.core.standards import STANDARDS, standard_of, verdict
+from streams.core.traffic import INVALID_REASONS, Addresses, invalid_reason
 
 NEVER: Final = -1
 """The stream time of a topic partition that has given no event yet."""
@@ -54,17 +61,19 @@ NEVER: Final = -1
 FUTURE: Final = Outcome.FUTURE.name.lower()
 """Why a record whose event lies too far ahead of it is refused."""
 
+NOBODYS: Final = Ledger(Series("", "", ""))
+"""Where refreshes go, which are in nobody's figures: nothing is ever added to it."""
+
 # What each kind of view says, as bits of a row (MRC: a verdict on viewability implies that it could be measured).
 _SAYS: Final[Mapping[str, int]] = {
     "undetermined": SAID_UNDETERMINED,
     "measurable": SAID_MEASURABLE,
     "not_viewable": SAID_MEASURABLE,
     "viewable": SAID_MEASURABLE | SAID_VIEWABLE,
-    "signal": SAID_UNDETERMINED,
 }
 _CREDITS: Final = {
     says: (MEASURABLE if says & SAID_MEASURABLE else 0) | (VIEWABLE if says & SAID_VIEWABLE else 0)
-    for says in (0, *_SAYS.values())  # a click says nothing
+    for says in _SAYS.values()
 }
 
 
@@ -97,6 +106,7 @@ class Waiting(msgspec.Struct, array_like=True, gc=False):
     key: int
     ts: int
     says: int
+    """What it says, as bits of a row; a raw signal, a byte for each standard that its render may have."""
     click: int
     """64-bit key of the click's id, 0 if it has none; for a view 0 as well."""
     seq: int
@@ -151,6 +161,10 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     waiting: list[Waiting]
     settled: list[tuple[str, int]]
     """(topic, offset) of what earlier records said is waiting, and waits no more."""
+    invalid: dict[str, int] = {}
+    unchecked: int = 0
+    click_credits: int = 0
+    """What a counted click is worth, as bits of a row."""
 
 
 class Touched(msgspec.Struct, frozen=True):
@@ -159,6 +173,13 @@ class Touched(msgspec.Struct, frozen=True):
     series: Series
     pane: int
     cell: Cell
+
+
+def _says(view: Viewability) -> int:
+    """Return what a view says, as bits of a row; for a raw signal, a byte for each standard, by its number."""
+    if view.kind != "signal":
+        return _SAYS[view.kind]
+    return sum(_SAYS[verdict(standard, view)] << 8 * number for number, standard in enumerate(STANDARDS))
 
 
 def identity(source: str | None, impression_id: str) -> int:
@@ -181,6 +202,13 @@ class Partition:
         self.bound = 0
         self.progress = {topic: Progress() for topic in TOPICS}
         self.reasons: dict[str, int] = {}
+        self.invalid = dict.fromkeys(INVALID_REASONS, 0)
+        """How many renders were invalid traffic, by reason."""
+        self.unchecked = 0
+        """How many counted renders could not be asked whether they are refreshes."""
+        self.anchors = Anchors(rules.refresh_interval_ms, rules.refresh_slack_ms)
+        self._datacenters = Addresses(rules.datacenters)
+        self._click_credits = MEASURABLE | VIEWABLE if rules.click_makes_viewable else 0
         self.impressions = Impressions()
         self.clicked: dict[int, set[int]] = {}
         self.ledgers: dict[tuple[str, str, str], Ledger] = {}
@@ -195,12 +223,15 @@ class Partition:
             VIEWABILITY: self._view,
             CLICKS: self._click,
         }
-        self._records: deque[tuple[int, int]] = deque()
+        self._records: deque[tuple[int, int, int]] = deque()
+        """Number, end of the rows, and time of the newest anchor of each journal record that is kept."""
         self._open()
 
     def _open(self) -> None:
         self._taken_row = self.impressions.end
         self._taken_fences = [progress.fence for progress in self.progress.values()]
+        self._places = array("Q")
+        self._newest_anchor = NEVER
         self._marked_rows = array("Q")
         self._marked_says = bytearray()
         self._clicks: list[tuple[int, int]] = []
@@ -245,13 +276,43 @@ class Partition:
         key = identity(render.source, render.impression_id)
         if key in self.impressions.index and self._is_duplicate(key, ts):
             return Outcome.DUPLICATE
-        self._remember(key, ts, *self._priced(render), COUNTED)
+        outcome, born, place = self._judge(render, progress.stream_time - ts)
+        cost, ledger = self._priced(render) if born else (0, NOBODYS)
+        self._remember(key, ts, cost, ledger, born, place)
         if key in self.waiting:
             self._meet_waiting(key, self.impressions.end - 1)
-        return Outcome.COUNTED
+        return outcome
+
+    def _judge(self, render: Render, behind_ms: int) -> tuple[Outcome, int, int]:
+        """Decide rules 5, 6 and 8 of a render; return with the outcome what its row is born with, and its place."""
+        if render.invalid or render.user_agent or render.ip:
+            reason = invalid_reason(render, self._datacenters)
+            if reason is not None:
+                self.invalid[reason] += 1
+                return Outcome.INVALID_TRAFFIC, INVALID, NOWHERE
+        place = place_of(render) if self.rules.refresh_interval_ms else NOWHERE
+        if self._is_refresh(render, place, behind_ms):
+            return Outcome.REFRESH, 0, NOWHERE
+        born = COUNTED | standard_of(render) * 8
+        if place:
+            born |= ANCHOR
+        if render.refresh is not None:
+            born |= DECLARED
+        return Outcome.COUNTED, born, place
+
+    def _is_refresh(self, render: Render, place: int, behind_ms: int) -> bool:
+        rules = self.rules
+        if not rules.refresh_interval_ms or (
+            rules.count_user_refresh and render.refresh is not None and render.refresh.type == "user"
+        ):
+            return False
+        if not place or behind_ms > rules.refresh_slack_ms:
+            self.unchecked += 1
+            return False
+        return place in self.anchors.by_place and self.anchors.is_near(place, render.ts)
 
     def _view(self, offset: int, view: Viewability, progress: Progress) -> Outcome | None:
-        return self._join(VIEWABILITY, offset, view, progress, _SAYS[view.kind], 0)
+        return self._join(VIEWABILITY, offset, view, progress, _says(view), 0)
 
     def _click(self, offset: int, click: Click, progress: Progress) -> Outcome | None:
         return self._join(
@@ -305,9 +366,12 @@ class Partition:
 
     def _meet(self, row: int, says: int, click: int) -> Outcome:
         """Decide a view or click that has met its render: rules 7, 4 and 8, in this order."""
-        bits = self.impressions.bits[row - self.impressions.base]
-        if not bits & COUNTED:
+        position = row - self.impressions.base
+        born, bits = self.impressions.born[position], self.impressions.bits[position]
+        if not born & COUNTED:
             return Outcome.ORPHAN
+        if says > SAID:
+            says = says >> (born & STANDARD) & SAID
         if says:
             duplicate = bool(bits & SAID) if says == SAID_UNDETERMINED else not says & ~bits
         else:
@@ -315,7 +379,7 @@ class Partition:
             duplicate = click in earlier if click else bool(earlier)
         if duplicate:
             return Outcome.DUPLICATE
-        self._mark(row, says, click)
+        self._mark(row, says, click, self._click_credits)
         if says:
             self._marked_rows.append(row)
             self._marked_says.append(says)
@@ -375,20 +439,31 @@ class Partition:
 
     # --- effects: what `apply` does and `fold` repeats -------------------------------------------------------------
 
-    def _remember(self, key: int, ts: int, cost: int, ledger: Ledger, bits: int) -> None:
-        self.impressions.append(key, ts, cost, ledger, bits)
-        if ts >= self.bound:
+    def _remember(self, key: int, ts: int, cost: int, ledger: Ledger, born: int, place: int) -> None:
+        self.impressions.append(key, ts, cost, ledger, born)
+        if place:
+            self._anchor(place, ts)
+        if born & (COUNTED | INVALID) and ts >= self.bound:
             cell = ledger.touch(ts - ts % PANE_MS)
             cell.gross += 1
-            cell.served += 1
-            cell.spend += cost
-            cell.revision += 1
+            if born & COUNTED:
+                cell.served += 1
+                cell.spend += cost
+                cell.revision += 1
+                if born & DECLARED:
+                    cell.declared += 1
 
-    def _mark(self, row: int, says: int, click: int) -> None:
+    def _anchor(self, place: int, ts: int) -> None:
+        self.anchors.add(place, ts)
+        self._places.append(place)
+        if ts > self._newest_anchor:
+            self._newest_anchor = ts
+
+    def _mark(self, row: int, says: int, click: int, click_credits: int) -> None:
         impressions = self.impressions
         position = row - impressions.base
         before = impressions.bits[position]
-        after = before | says | _CREDITS[says]
+        after = before | says | (_CREDITS[says] if says else click_credits)
         impressions.bits[position] = after
         if not says:
             self.clicked.setdefault(row, set()).add(click)
@@ -398,7 +473,6 @@ class Partition:
             cell.revision += 1
             if not says:
                 cell.clicks += 1
-                return
             gained = after & ~before
             if gained & MEASURABLE:
                 cell.measurable += 1
@@ -456,10 +530,13 @@ class Partition:
             progress=[progress.copy() for progress in self.progress.values()],
             reasons=dict(self.reasons),
             bound=max(self.bound, confirmed),
-            rows=self.impressions.rows_from(self._taken_row),
+            rows=self.impressions.rows_from(self._taken_row, self._places.tobytes()),
             marks=Marks(self._marked_rows.tobytes(), bytes(self._marked_says), self._clicks),
             waiting=list(self._added.values()),
             settled=self._settled,
+            invalid=dict(self.invalid),
+            unchecked=self.unchecked,
+            click_credits=self._click_credits,
         )
         self._close(delta)
         return delta
@@ -469,25 +546,29 @@ class Partition:
         self.seq = delta.seq
         if not self._records:
             self.impressions.start_at(delta.rows.first)
-        for place in delta.settled:
-            if place in self._held:
-                self._release(self._held[place])
-        for key, ts, cost, series, bits in delta.rows:
-            self._remember(key, ts, cost, self._ledger((series.campaign_id, series.currency, series.source)), bits)
+        for where in delta.settled:
+            if where in self._held:
+                self._release(self._held[where])
+        for key, ts, cost, series, born, place in delta.rows:
+            ledger = self._ledger((series.campaign_id, series.currency, series.source)) if born else NOBODYS
+            self._remember(key, ts, cost, ledger, born, place)
         for row, says, click in delta.marks:
             if row >= self.impressions.first:
-                self._mark(row, says, click)
+                self._mark(row, says, click, delta.click_credits)
         for waiting in delta.waiting:
             self._hold(waiting)
         self.progress = dict(zip(TOPICS, (progress.copy() for progress in delta.progress), strict=True))
         self.reasons = dict(delta.reasons)
+        self.invalid |= delta.invalid
+        self.unchecked = delta.unchecked
         self._close(delta)
 
     def _close(self, delta: Delta) -> None:
         for ledger in self.ledgers.values():
             ledger.touched.clear()
         self._forget(delta.bound)
-        self._records.append((delta.seq, self.impressions.end))
+        self.anchors.forget(self.progress[RENDERS].stream_time)
+        self._records.append((delta.seq, self.impressions.end, self._newest_anchor))
         self.seq = delta.seq + 1
         self._open()
 
@@ -499,8 +580,8 @@ class Partition:
         numbers = []
         needed = {waiting.seq for waiting in self._held.values()}
         while len(self._records) > 1:
-            seq, end = self._records[0]
-            if end > self.impressions.first or seq in needed:
+            seq, end, newest_anchor = self._records[0]
+            if end > self.impressions.first or seq in needed or newest_anchor >= self.anchors.since:
                 break
             numbers.append(seq)
             self._records.popleft()

@@ -16,10 +16,9 @@ from streams.core.money import NANO
 from streams.core.panes import Cell
 from streams.core.partition import NEVER
 from streams.core.rules import OUTCOME_NAMES
+from streams.core.traffic import INVALID_REASONS
 from streams.metrics.reading import Line, Reading, by_campaign, lines
 from streams.wire.events import REASONS
-
-INVALID_REASONS: Final = ("declared", "bot", "datacenter")
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -32,6 +31,7 @@ _TOTALS: Final[list[tuple[str, str, Callable[[Cell], _Number]]]] = [
     ("ads_clicks", "Clicks that count", lambda cell: cell.clicks),
     ("ads_spend", "What the served impressions cost, in currency units", lambda cell: cell.spend / NANO),
     ("ads_gross_impressions", "Served and invalid impressions", lambda cell: cell.gross),
+    ("ads_declared_refresh_impressions", "Served impressions declared to be refreshes", lambda cell: cell.declared),
 ]
 _WINDOWS: Final[list[tuple[str, str, Callable[[Cell], _Number]]]] = [
     ("ads_window_served", "Impressions that count in the window", lambda cell: cell.served),
@@ -198,9 +198,10 @@ def _events(reading: Reading) -> Iterator[Metric]:
     yield letters
     invalid = CounterMetricFamily("streams_invalid_traffic", "Renders that are invalid traffic", labels=["reason"])
     for reason in INVALID_REASONS:
-        invalid.add_metric([reason], 0)
+        invalid.add_metric([reason], sum(state.invalid[reason] for state in reading.partitions.values()))
     yield invalid
-    yield CounterMetricFamily("streams_refresh_unchecked", "Renders that no refresh rule could be asked of", 0)
+    unchecked = sum(state.unchecked for state in reading.partitions.values())
+    yield CounterMetricFamily("streams_refresh_unchecked", "Renders that no refresh rule could be asked of", unchecked)
 
 
 def _partitions(reading: Reading) -> Iterator[Metric]:

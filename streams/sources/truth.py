@@ -1,19 +1,16 @@
 """What has to come out of counting events that were made for the purpose.
 
 Law: the truth is known from how an event was made, never by counting as the program counts. An event carries a `Fact`;
-the truth adds facts up, and `NOT_IN_FORCE` alone says which rules of the contract do not speak yet.
+the truth adds facts up.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 from streams.core.events import RENDERS, TOPICS
 from streams.core.money import decimal_text, nano_of
 from streams.core.rules import OUTCOME_NAMES, Outcome, Rules
-
-NOT_IN_FORCE: Final = frozenset({Outcome.INVALID_TRAFFIC, Outcome.REFRESH})
-"""Rules that the worker does not apply yet: take a name out, and what was made for that rule has its outcome."""
 
 PENDING: Final = "pending"
 FIGURES: Final = ("served", "measurable", "viewable", "clicks", "spend")
@@ -21,12 +18,12 @@ FIGURES: Final = ("served", "measurable", "viewable", "clicks", "spend")
 Made = Literal["render", "refresh", "bot", "duplicate", "late", "malformed", "stray", "view", "click"]
 """What an event was made as. A stray is a view or click of an impression that never was."""
 
-_RULE_FOR: Final[Mapping[str, Outcome]] = {
+_OF_RENDER: Final[Mapping[str, Outcome]] = {
     "render": Outcome.COUNTED,
     "refresh": Outcome.REFRESH,
     "bot": Outcome.INVALID_TRAFFIC,
 }
-"""What a render was made as -> the rule that speaks of it, if it is in force."""
+"""What a render was made as -> what becomes of it."""
 
 
 class Fact(NamedTuple):
@@ -49,12 +46,9 @@ class Fact(NamedTuple):
 class Truth:
     """The expected outcomes of each topic and the expected figures of each campaign and currency."""
 
-    def __init__(
-        self, seed: int = 0, rules: Rules = Rules(), not_in_force: Collection[Outcome] = NOT_IN_FORCE  # noqa: B008
-    ) -> None:
+    def __init__(self, seed: int = 0, rules: Rules = Rules()) -> None:  # noqa: B008
         self.seed = seed
         self._patience_ms = rules.lateness_ms + rules.early_ms
-        self._not_in_force = frozenset(not_in_force)
         self._facts: Counter[Fact] = Counter()
         self._newest_render: dict[int, int] = {}
         self._strays: list[tuple[int, str, int]] = []
@@ -62,7 +56,7 @@ class Truth:
     def note(self, fact: Fact, at_ms: int, partition: int = 0) -> None:
         """Take note of an event that was sent at a time of the event clock to a partition of its topic."""
         self._facts[fact] += 1
-        if fact.made in _RULE_FOR:
+        if fact.made in _OF_RENDER:
             self._newest_render[partition] = at_ms
         elif fact.made == "stray":
             self._strays.append((partition, fact.topic, at_ms))
@@ -90,14 +84,10 @@ class Truth:
             case "late":
                 return Outcome.LATE
             case "render" | "refresh" | "bot":
-                return self._of_render(fact.made)
-        if fact.of is not None and self._of_render(fact.of) is not Outcome.COUNTED:
+                return _OF_RENDER[fact.made]
+        if fact.of is not None and _OF_RENDER[fact.of] is not Outcome.COUNTED:
             return Outcome.ORPHAN
         return Outcome.DUPLICATE if fact.made == "duplicate" else Outcome.COUNTED
-
-    def _of_render(self, made: Made) -> Outcome:
-        rule = _RULE_FOR[made]
-        return Outcome.COUNTED if rule in self._not_in_force else rule
 
     def _stray_outcomes(self, topic: str) -> Iterator[str]:
         """Yield what became of each stray: it waits until every render that it could be of would be late."""

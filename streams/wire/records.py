@@ -15,7 +15,8 @@ from streams.core.panes import Series
 from streams.core.partition import Delta, Refused
 from streams.core.rollup import Clock, Head, Lifetime, Partial, Row, RowKey, Share, Window
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Format 2 added to the end of journal records and cells; what format 1 left out is as if it had never happened."""
 OLDEST_FORMAT: Final = 1
 
 T = TypeVar("T")
