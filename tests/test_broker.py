@@ -210,11 +210,20 @@ def start_command(directory: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def line_of(command: "subprocess.Popen[str]") -> str:
+    """Return the next line that a command prints; if it ended instead, fail with what it said."""
+    assert command.stdout is not None
+    line = command.stdout.readline()
+    if not line:
+        _, told = command.communicate(timeout=SOON_S)
+        pytest.fail(f"the command ended with {command.returncode}: {told}")
+    return line
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_says_where_kafka_is_and_ends_well_when_told(tmp_path: Path, how: signal.Signals) -> None:
     with start_command(tmp_path) as command:
-        assert command.stdout is not None
-        line = command.stdout.readline()
+        line = line_of(command)
         match = re.fullmatch(rf"Kafka {re.escape(VERSION)} at (127\.0\.0\.1:\d+), data in {tmp_path}\n", line)
         assert match, line
         asyncio.run(write(match[1], "here", b"1"))
@@ -245,8 +254,7 @@ def test_the_command_refuses_a_used_port_in_one_line(broker: EmbeddedBroker, tmp
 
 def test_the_command_tells_when_kafka_is_killed(tmp_path: Path) -> None:
     with start_command(tmp_path) as command:
-        assert command.stdout is not None
-        assert command.stdout.readline().startswith("Kafka ")
+        assert line_of(command).startswith("Kafka ")
         [kafka] = [pid for pid in processes_in(tmp_path) if pid != command.pid]
         os.kill(kafka, signal.SIGKILL)
         _, told = command.communicate(timeout=SOON_S)
