@@ -31,6 +31,9 @@ def command(
     http_host: Annotated[str | None, typer.Option(help="Address to serve on (STREAMS_HTTP_HOST).")] = None,
     http_port: Annotated[int | None, typer.Option(help="Port to serve on, 0 = any (STREAMS_HTTP_PORT).")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error (STREAMS_LOG_LEVEL).")] = None,
+    accept_settings: Annotated[
+        bool, typer.Option("--accept-settings", help="Let changed rules hold from now on; horizons only get smaller.")
+    ] = False,
 ) -> None:
     """Read events, count them, and serve /, /metrics, /healthz and /readyz.
 
@@ -41,10 +44,10 @@ def command(
     )
     configure_logging(settings.log_level)
     sys.setswitchinterval(_SWITCH_S)
-    finish(_work(settings))
+    finish(_work(settings, accept_settings))
 
 
-async def _work(settings: Settings) -> None:
+async def _work(settings: Settings, accept_settings: bool) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -55,7 +58,7 @@ async def _work(settings: Settings) -> None:
     commits = Histogram(
         "streams_commit_duration_seconds", "How long a commit took until all of it was confirmed", registry=registry
     )
-    worker = Worker(settings, partitions, commits.observe)
+    worker = Worker(settings, partitions, commits.observe, accept_settings)
 
     def read() -> Reading:
         return Reading(

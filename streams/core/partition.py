@@ -51,7 +51,7 @@ from streams.core.impressions import (
 from streams.core.money import impression_nano
 from streams.core.panes import PANE_MS, Cell, Ledger, Series, pane_of
 from streams.core.refresh import NOWHERE, Anchors, place_of
-from streams.core.rules import Outcome, Rules
+from streams.core.rules import Outcome, PlainRules, Rules
 from streams.core.standards import STANDARDS, standard_of, verdict
 from streams.core.traffic import INVALID_REASONS, Addresses, invalid_reason
 
@@ -165,6 +165,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     unchecked: int = 0
     click_credits: int = 0
     """What a counted click is worth, as bits of a row."""
+    rules: PlainRules = {}
+    """What all of this was decided by."""
 
 
 class Touched(msgspec.Struct, frozen=True):
@@ -197,6 +199,7 @@ class Partition:
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
+        self._plain_rules = rules.plain()
         self.seq = 0
         """Number of the journal record that is being gathered."""
         self.bound = 0
@@ -537,6 +540,7 @@ class Partition:
             invalid=dict(self.invalid),
             unchecked=self.unchecked,
             click_credits=self._click_credits,
+            rules=self._plain_rules,
         )
         self._close(delta)
         return delta

@@ -8,12 +8,26 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 import msgspec
+import xxhash
 
 SECOND: Final = 1_000
 MINUTE: Final = 60 * SECOND
 HOUR: Final = 60 * MINUTE
 
 Network = IPv4Network | IPv6Network
+
+
+PlainRules = dict[str, bool | int | str]
+
+HORIZONS: Final = (
+    "lateness_ms",
+    "dedup_horizon_ms",
+    "viewability_horizon_ms",
+    "early_ms",
+    "refresh_interval_ms",
+    "refresh_slack_ms",
+)
+"""The rules that say for how long something is remembered."""
 
 
 class Outcome(IntEnum):
@@ -51,3 +65,18 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     datacenters: tuple[Network, ...] = ()
     """Where invalid traffic comes from, unless a server stitched the ad in."""
     billing_source: str = "adserver"
+
+    def plain(self) -> PlainRules:
+        """Return every rule by its name, as a journal record holds it: of networks, a hash."""
+        networks = ",".join(sorted(str(network) for network in self.datacenters))
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        return values | {"datacenters": xxhash.xxh3_64_hexdigest(networks.encode()) if networks else ""}
+
+    def differences(self, before: PlainRules) -> list[str]:
+        """Return the names of the rules that are not as they were; where nothing was written, none are."""
+        now = self.plain()
+        return [name for name, value in before.items() if name in now and now[name] != value]
+
+    def enlarged(self, before: PlainRules) -> list[str]:
+        """Return the names of the horizons that are larger than they were: what they want is forgotten already."""
+        return [name for name in self.differences(before) if name in HORIZONS and getattr(self, name) > before[name]]

@@ -72,10 +72,13 @@ def _faust_app(settings: Settings, partitions: int) -> Any:
 class Worker:
     """One worker process's part of the group. Build it inside a running event loop.
 
-    `on_commit` is told how long each commit of stage 1 took, in seconds.
+    `on_commit` is told how long each commit of stage 1 took, in seconds. With `accept_settings`, rules may differ from
+    those that the journal was written under.
     """
 
-    def __init__(self, settings: Settings, partitions: int, on_commit: Callable[[float], None]) -> None:
+    def __init__(
+        self, settings: Settings, partitions: int, on_commit: Callable[[float], None], accept_settings: bool = False
+    ) -> None:
         self._settings = settings
         self._on_commit = on_commit
         self._app = _faust_app(settings, partitions)
@@ -88,6 +91,7 @@ class Worker:
             partitions,
             self._table(JOURNAL, partitions),
             self._consumer,
+            accept_settings,
         )
         self.rollup = RollupStage(
             settings.windows_ms,

@@ -15,7 +15,7 @@ import xxhash
 from streams.core.events import RENDERS, TOPICS
 from streams.core.partition import Batch, Partition, Touched
 from streams.core.rollup import Head, Partial
-from streams.core.rules import Rules
+from streams.core.rules import PlainRules, Rules
 from streams.kafka.backlog import Backlog, Chunk
 from streams.kafka.topics import DEAD_LETTERS, PARTIALS
 from streams.kafka.transport import Flow, PartitionTable, RecordBatch
@@ -98,7 +98,14 @@ class Qualify:
     """The agent of stage 1 and its commits."""
 
     def __init__(
-        self, rules: Rules, prefix: str, idle_s: float, partitions: int, journal: PartitionTable, flow: Flow
+        self,
+        rules: Rules,
+        prefix: str,
+        idle_s: float,
+        partitions: int,
+        journal: PartitionTable,
+        flow: Flow,
+        accept_settings: bool = False,
     ) -> None:
         self.rules = rules
         self.prefix = prefix
@@ -106,6 +113,7 @@ class Qualify:
         self.partitions = partitions
         self.journal = journal
         self.flow = flow
+        self.accept_settings = accept_settings
         self.outbox = journal.outbox
         self.owned: dict[int, Owned] = {}
         self._committing = asyncio.Lock()
@@ -125,6 +133,7 @@ class Qualify:
     def _folded(self, number: int, records: list[tuple[int, int, bytes]]) -> Partition:
         state = Partition(self.rules)
         fences: list[int] | None = None
+        rules: PlainRules = {}
         for epoch, seq, value in sorted(records):
             try:
                 delta = decode_delta(value)
@@ -134,7 +143,27 @@ class Qualify:
                 raise JournalError(f"journal record {number}/{epoch}/{seq}: a record before it is missing")
             state.fold(delta)
             fences = [progress.fence for progress in delta.progress]
+            rules = delta.rules
+        self._check_rules(number, rules)
         return state
+
+    def _check_rules(self, number: int, before: PlainRules) -> None:
+        """Refuse rules that are not those of a partition's newest journal record. Raises JournalError."""
+        now = self.rules.plain()
+        enlarged, changed = (
+            "; ".join(f"{name} was {before[name]}, is {now[name]}" for name in names)
+            for names in (self.rules.enlarged(before), self.rules.differences(before))
+        )
+        if enlarged:
+            raise JournalError(
+                f"partition {number} was counted with smaller horizons: {enlarged}. What was forgotten cannot be had "
+                "back: set them back, or take another STREAMS_TOPIC_PREFIX and send the events again"
+            )
+        if changed and not self.accept_settings:
+            raise JournalError(
+                f"partition {number} was counted with other settings: {changed}. Set them back, or let them hold from "
+                "now on with: streams worker --accept-settings"
+            )
 
     def release(self) -> None:
         """Forget all partitions: their state lives on in the journal."""
