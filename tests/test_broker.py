@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -121,6 +122,15 @@ def test_after_a_kill_it_comes_back_on_its_port_with_the_records(tmp_path: Path)
         assert (broker.port, broker.pid != pid) == (port, True)
         asyncio.run(write(broker.bootstrap, "kept", b"3"))
         assert asyncio.run(read(broker.bootstrap, "kept")) == [b"1", b"2", b"3"]
+
+
+def test_an_id_of_the_cluster_that_looks_like_an_option_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One id in 64 begins with a dash.
+    monkeypatch.setattr("streams.kafka.broker.uuid.uuid4", lambda: uuid.UUID(bytes=b"\xf8" + bytes(15)))
+    with EmbeddedBroker(0, tmp_path):
+        assert "cluster.id=-AAAAAAAAAAAAAAAAAAAAA" in (tmp_path / "data" / "meta.properties").read_text()
 
 
 def test_stopping_twice_or_before_a_start_does_nothing(tmp_path: Path) -> None:

@@ -355,7 +355,7 @@ class EmbeddedBroker:
         shutil.rmtree(fresh, ignore_errors=True)
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         properties = self._properties("format", fresh)
-        tool = self._java(jars, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties))
+        tool = self._java(jars, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties))
         with self.log_path.open("ab") as log:
             done = subprocess.run(tool, stdout=log, stderr=log, stdin=subprocess.DEVNULL, check=False)  # noqa: S603
             if done.returncode:
