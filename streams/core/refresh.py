@@ -4,6 +4,7 @@ Law: what a render is compared with is the counted renders of its place, before 
 that were refreshes themselves. So renders at 0, 20, 40 and 60 s count at 0 and 40.
 """
 
+from array import array
 from functools import lru_cache
 from typing import Final
 
@@ -43,7 +44,7 @@ class Anchors:
         self.since = 0
         """Anchors before this are forgotten."""
         self.by_place: dict[int, tuple[int, ...]] = {}
-        self._panes: dict[int, list[int]] = {}
+        self._panes: dict[int, array[int]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._panes.values()))
@@ -54,8 +55,12 @@ class Anchors:
 
     def add(self, place: int, ts_ms: int) -> None:
         """Take note of a counted render."""
-        self.by_place[place] = (*self.by_place.get(place, ()), ts_ms)
-        self._panes.setdefault(ts_ms - ts_ms % PANE_MS, []).append(place)
+        known = self.by_place.get(place)
+        self.by_place[place] = (ts_ms,) if known is None else (*known, ts_ms)
+        pane = ts_ms - ts_ms % PANE_MS
+        if pane not in self._panes:
+            self._panes[pane] = array("Q")
+        self._panes[pane].append(place)
 
     def forget(self, stream_time_ms: int) -> None:
         """Forget anchors that no render which is still asked can be near to."""
