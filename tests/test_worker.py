@@ -246,3 +246,21 @@ def test_workers_that_join_and_leave_lose_nothing_and_count_nothing_twice(broker
             wait_until(lambda: stays.totals() | another.totals() == expected, "together they have all")
             assert not stays.totals().keys() & another.totals().keys(), "each campaign is exported by one worker"
             assert stays.consumed("renders") + another.consumed("renders") == events
+
+
+def test_a_window_is_final_although_nobody_clicks(broker: EmbeddedBroker, topics: str) -> None:
+    minute = now_ms() // 60_000 * 60_000 - 10 * 60_000
+    short = {"idle": "1s", "lateness": "10s", "dedup_horizon": "10s", "viewability_horizon": "10s"}
+
+    def last_window(start: int) -> Any:
+        records = read_topic(broker.bootstrap, topics + "campaign-windows", PARTITIONS)
+        windows = [orjson.loads(record.value()) for record in records if record.key() == f"spring|USD|{start}".encode()]
+        return windows[-1] if windows else {}
+
+    with WorkerProcess(broker.bootstrap, topics, **short) as worker:
+        send(broker.bootstrap, topics + "renders", (render(n, minute + n) for n in range(200)))
+        send(broker.bootstrap, topics + "renders", (render(n, minute + 5 * 60_000) for n in range(200, 400)))
+        wait_until(lambda: worker.totals().get("spring") == (400, 0, 0), "all of it is counted")
+        wait_until(lambda: last_window(minute).get("final") is True, "its last record says that it is final")
+        assert last_window(minute)["served"] == 200
+        assert last_window(minute + 5 * 60_000) == {}, "the newest minute is not over"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import orjson
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 
 PATIENCE_S = 60.0
@@ -133,8 +133,6 @@ def send(bootstrap: str, topic: str, records: Iterable[tuple[str, bytes | dict[s
 
 def read_topic(bootstrap: str, topic: str, partitions: int) -> list[Any]:
     """All records of a topic, as they are now."""
-    from confluent_kafka import TopicPartition
-
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "none", "enable.auto.commit": False})
     ends = {
         number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)[1]
@@ -144,7 +142,7 @@ def read_topic(bootstrap: str, topic: str, partitions: int) -> list[Any]:
     records = []
     deadline = time.monotonic() + PATIENCE_S
     left = sum(ends.values())
-    while left:
+    while left > 0:  # more may come while we read
         assert time.monotonic() < deadline, f"{left} records of {topic} cannot be read"
         for record in consumer.consume(1_000, timeout=0.5):
             assert record.error() is None, record.error()

@@ -270,6 +270,19 @@ class Partition:
         self._settle_orphans()
         return refused
 
+    def lift(self, topic: str, ts_ms: int) -> bool:
+        """Move the stream time of a silent topic on, by a pane or more; return whether it moved.
+
+        A topic that was read to its end and gives nothing must not hold back what the others wait for. The lift is
+        part of the next journal record: it is the one input that is not a record.
+        """
+        progress = self.progress[topic]
+        if ts_ms < progress.stream_time + PANE_MS:
+            return False
+        progress.stream_time = ts_ms
+        self._settle_orphans()
+        return True
+
     def _render(self, offset: int, render: Render, progress: Progress) -> Outcome:
         ts = render.ts
         if ts < progress.stream_time - self.rules.lateness_ms:

@@ -100,6 +100,7 @@ class Worker:
             self._table(CAMPAIGNS, partitions),
             self._consumer,
         )
+        self.qualify.newest_elsewhere = self.rollup.newest
         self._add_agents()
         self._app.on_partitions_assigned.connect(self._on_assigned)
         self._app.on_rebalance_complete.connect(self._on_recovered)

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import xxhash
 
 from streams.core.events import RENDERS, TOPICS
-from streams.core.partition import Batch, Partition, Touched
+from streams.core.partition import NEVER, Batch, Partition, Touched
 from streams.core.rollup import Head, Partial
 from streams.core.rules import PlainRules, Rules
 from streams.kafka.backlog import Backlog, Chunk
@@ -37,6 +37,9 @@ CHUNK: Final = 1_000
 
 PATIENCE_S: Final = 2.0
 """How long a topic waits for older events of another one that has records left but gives none."""
+
+LIFT_BEHIND_MS: Final = 30_000
+"""How far behind the newest stream time a silent topic is lifted: room for senders that are a little behind."""
 
 EPOCH: Final = 0
 
@@ -116,6 +119,8 @@ class Qualify:
         self.accept_settings = accept_settings
         self.outbox = journal.outbox
         self.owned: dict[int, Owned] = {}
+        self.newest_elsewhere: Callable[[], int] = lambda: NEVER
+        """Return the largest stream time that other workers' partitions have told of."""
         self._committing = asyncio.Lock()
 
     # --- owning partitions ---------------------------------------------------------------------------------------
@@ -235,7 +240,15 @@ class Qualify:
             for topic in TOPICS:
                 if self.lag(topic, owned) == 0:
                     owned.ended_at[topic] = monotonic()
+                    self._lift_if_silent(topic, owned)
         return await self._commit(self._is_due)
+
+    def _lift_if_silent(self, topic: str, owned: Owned) -> None:
+        if 0 < self.idle_s < monotonic() - owned.consumed_at[topic]:
+            own = (progress.stream_time for one in self.owned.values() for progress in one.state.progress.values())
+            newest = max(self.newest_elsewhere(), *own)
+            if owned.state.lift(topic, newest - LIFT_BEHIND_MS):
+                owned.changed = True
 
     async def drain(self) -> None:
         """Commit what was applied before partitions go; where nothing was, nothing is written."""

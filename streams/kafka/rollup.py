@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 from time import monotonic
 from typing import Any
 
+from streams.core.partition import NEVER
 from streams.core.rollup import Rollup, Row, RowKey
 from streams.kafka.topics import PARTIALS, WINDOWS
 from streams.kafka.transport import Flow, PartitionTable, RecordBatch
@@ -83,6 +84,11 @@ class RollupStage:
                 await asyncio.sleep(0)
             self.positions[batch.partition] = batch.records[-1].offset + 1
             event.ack()
+
+    def newest(self) -> int:
+        """Return the largest stream time of renders that any source partition has told of, or NEVER."""
+        heads = (head for rollup in self.owned.values() for head in rollup.heads.values())
+        return max((head.stream_time for head in heads), default=NEVER)
 
     def lag(self, number: int) -> int | None:
         """Return how many partials of a partition are not applied yet; None before the first fetch told its end."""
