@@ -2,9 +2,8 @@
 
 import asyncio
 import signal
-import sys
 from importlib.metadata import version
-from typing import Annotated, Final
+from typing import Annotated
 
 import structlog
 import typer
@@ -19,10 +18,6 @@ from streams.settings import Settings
 from streams.web.server import Site
 
 log = structlog.get_logger(__name__)
-
-_SWITCH_S: Final = 0.0002
-"""How long counting keeps the interpreter when the thread that fetches wants it. That thread asks for it after every
-read from the socket; with Python's own 5 ms it reads no faster than 64 KiB in 5 ms, and the worker waits for it."""
 
 
 def command(
@@ -43,7 +38,6 @@ def command(
         broker=broker, topic_prefix=topic_prefix, http_host=http_host, http_port=http_port, log_level=log_level
     )
     configure_logging(settings.log_level)
-    sys.setswitchinterval(_SWITCH_S)
     finish(_work(settings, accept_settings))
 
 
