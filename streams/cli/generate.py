@@ -20,11 +20,11 @@ import orjson
 import typer
 from rich.console import Console
 
-from streams.cli.shared import BrokerOption, JsonOption, PrefixOption, fail, finish, settings_from, write_json
+from streams.cli.shared import BrokerOption, JsonOption, PrefixOption, duration, fail, finish, settings_from, write_json
 from streams.core.events import TOPICS
 from streams.core.money import PriceError, is_currency, nano_of
 from streams.kafka.produce import PacedProducer, ProduceError, Sending
-from streams.settings import Settings, duration_ms
+from streams.settings import Settings
 from streams.sources.open_bandit import OpenBandit
 from streams.sources.schedule import Mix, Scheduled
 from streams.sources.synthetic import Drop, Rotation, Traffic
@@ -54,13 +54,6 @@ class SourceName(StrEnum):
     OPEN_BANDIT = "open-bandit"
 
 
-def _duration(text: str) -> int:
-    try:
-        return int(duration_ms(text))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 def _parts(text: str, form: str) -> list[str]:
     parts = text.split(":")
     if len(parts) != form.count(":") + 1:
@@ -80,12 +73,12 @@ def _factor(text: str) -> float:
 
 def _drop(text: str) -> Drop:
     campaign, start, end, factor = _parts(text, "CAMPAIGN:START:END:FACTOR")
-    return Drop(campaign, _duration(start), _duration(end), _factor(factor))
+    return Drop(campaign, duration(start), duration(end), _factor(factor))
 
 
 def _rotation(text: str) -> Rotation:
     every, length, factor = _parts(text, "EVERY:LENGTH:FACTOR")
-    rotation = Rotation(_duration(every), _duration(length), _factor(factor))
+    rotation = Rotation(duration(every), duration(length), _factor(factor))
     if rotation.every_ms == 0:
         raise typer.BadParameter("EVERY is not 0")
     return rotation
@@ -130,7 +123,7 @@ def command(
         SourceName.SYNTHETIC
     ),
     length_ms: Annotated[
-        int | None, typer.Option("--for", parser=_duration, metavar="DURATION", help="Stop after this event time.")
+        int | None, typer.Option("--for", parser=duration, metavar="DURATION", help="Stop after this event time.")
     ] = None,
     events: Annotated[int | None, typer.Option(min=1, help="Stop after so many events.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed and start give the same bytes.")] = 0,
