@@ -8,6 +8,8 @@ from typing import Any
 
 import faust
 import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.consumer import fetcher
 from aiokafka.errors import MessageSizeTooLargeError
 from faust.app.base import App as FaustApp
 from faust.transport import consumer as stock
@@ -50,11 +52,22 @@ def record(topic: str, partition: int, offset: int, key: bytes = b"k", value: by
         (driver.Consumer, "_to_message"),
         (driver.Producer, "__post_init__"),
         (driver, "IllegalStateError"),
+        (driver.AIOKafkaConsumerThread, "_create_worker_consumer"),
+        (driver.AIOKafkaConsumerThread, "on_start"),
+        (fetcher.Fetcher, "_proc_fetch_request"),
+        (fetcher.PartitionRecords, "_consumer_record"),
         (FaustApp, "_create_directories"),
     ],
 )
 def test_what_is_overridden_or_called_still_exists_in_faust(owner: Any, name: str) -> None:
     assert hasattr(owner, name)
+
+
+def test_the_fetcher_still_keeps_what_the_thread_reaches_into() -> None:
+    assert "self._records[tp] = FetchResult(" in inspect.getsource(fetcher.Fetcher._proc_fetch_request)
+    assert "self._partition_records" in inspect.getsource(fetcher.FetchResult.__init__)
+    assert "self._consumer_record(tp, record)" in inspect.getsource(fetcher.PartitionRecords._unpack_records)
+    assert "fetch_max_wait_ms=self._fetch_max_wait_ms" in inspect.getsource(AIOKafkaConsumer.start)
 
 
 async def test_the_state_that_is_read_still_exists_on_a_consumer_and_a_producer() -> None:
