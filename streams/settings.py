@@ -1,6 +1,7 @@
 """All settings, read once, in one place, and frozen: defaults < streams.toml < environment `STREAMS_*` < flags."""
 
 import re
+from importlib.metadata import version
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -13,13 +14,13 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from streams.core.books import DIMENSIONS
 from streams.core.events import DEFAULT_SOURCE
 from streams.core.panes import PANE_MS
-from streams.core.rules import Network, Rules
+from streams.core.rules import DAY, Key, Network, Rules
 
 _UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")
-_LONGEST_WINDOW_MS: Final = 86_400_000
 
 
 class SettingsError(Exception):
@@ -38,16 +39,22 @@ def duration_ms(text: Any) -> Any:
     return int(match[1]) * _UNITS_MS[match[2]]
 
 
-def _windows(text: Any) -> Any:
+def _listed(text: Any) -> Any:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
 
 
 def _whole_panes(windows: tuple[str, ...]) -> tuple[str, ...]:
     for window in windows:
         length = duration_ms(window)
-        if not 0 < length <= _LONGEST_WINDOW_MS or length % PANE_MS:
+        if not 0 < length <= DAY or length % PANE_MS:
             raise ValueError(f"{window}: a window is a multiple of {PANE_MS // 1000}s, up to 1d")
     return windows
+
+
+def _known_dimensions(dimensions: tuple[str, ...]) -> tuple[str, ...]:
+    if unknown := [name for name in dimensions if name not in DIMENSIONS]:
+        raise ValueError(f"{', '.join(unknown)}: not one of {', '.join(DIMENSIONS)}")
+    return tuple(dict.fromkeys(dimensions))
 
 
 def networks_in(file: Path) -> tuple[Network, ...]:
@@ -74,7 +81,8 @@ def _cidr_file(file: Path) -> Path:
 Duration = Annotated[int, BeforeValidator(duration_ms), Field(gt=0)]
 OffOrDuration = Annotated[int, BeforeValidator(duration_ms), Field(ge=0)]
 CidrFile = Annotated[Path, AfterValidator(_cidr_file)]
-Windows = Annotated[tuple[str, ...], BeforeValidator(_windows), AfterValidator(_whole_panes), Field(min_length=1)]
+Segments = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_known_dimensions)]
+Windows = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_whole_panes), Field(min_length=1)]
 
 
 class Settings(BaseSettings):
@@ -103,7 +111,12 @@ class Settings(BaseSettings):
     click_makes_viewable: bool = Field(False, description="A counted click makes its impression viewable")
     datacenter_cidrs: CidrFile | None = Field(None, description="File of networks that no person browses from")
     billing_source: str = Field(DEFAULT_SOURCE, min_length=1, description="The source whose counts are billed")
+    campaigns: Path | None = Field(None, description="File of what is agreed for each campaign")
+    key: Key = Field("viewer", description="What senders key events by: viewer or impression")
+    segments: Segments = Field((), description=f"Dimensions that campaigns are cut by: {', '.join(DIMENSIONS)}")
     windows: Windows = Field(("1m", "5m", "1h"), description="Rolling windows, each a multiple of 10s, up to 1d")
+    max_campaigns: int = Field(5_000, ge=1, description="Campaigns a worker shows by name; the rest is one, _other")
+    campaign_ttl: Duration = Field(30 * DAY, ge=DAY, description="A campaign this long without events is forgotten")
     min_sample: int = Field(1, ge=1, description="A ratio is absent while its denominator is smaller")
     idle: OffOrDuration = Field(30_000, description="A topic partition this long without records is idle; 0 = never")
 
@@ -135,7 +148,10 @@ class Settings(BaseSettings):
             count_user_refresh=self.count_user_refresh,
             click_makes_viewable=self.click_makes_viewable,
             datacenters=() if self.datacenter_cidrs is None else networks_in(self.datacenter_cidrs),
+            crawlers=version("crawler-user-agents"),
             billing_source=self.billing_source,
+            key=self.key,
+            windows=",".join(self.windows),
         )
 
     @property

@@ -2,14 +2,18 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
 from random import Random
 from typing import Any
 
 from hypothesis import strategies as st
 
-from streams.core.partition import Batch, Partition, Touched
+from streams.core.panes import Series, Touched
+from streams.core.partition import Batch, Partition
 from streams.core.rules import OUTCOME_NAMES, Rules
+from streams.wire.campaigns import parse_campaigns
 from streams.wire.events import decoder
 from tests import oracle
 from tests.oracle import Contract, Event, Log, Logs
@@ -51,6 +55,50 @@ def batch(topic: str, records: Log) -> Batch:
 # --- what both sides say, in one form ---------------------------------------------------------------------------------
 
 
+FIELDS = {
+    "country": "country", "creative": "creative_id", "device": "device", "format": "format",
+    "line_item": "line_item_id", "placement": "placement",
+}  # fmt: skip
+"""Dimension -> field of a render."""
+
+
+@dataclass(frozen=True)
+class Counting:
+    """By what a partition counts: rules, what is agreed for campaigns (in the oracle's form), and segments."""
+
+    rules: Rules
+    agreed: dict[str, Any] = field(default_factory=dict)
+    segments: tuple[str, ...] = ()
+
+    def partition(self) -> Partition:
+        return Partition(self.rules, parse_campaigns(toml_of(self.agreed), self.rules.billing_source), self.segments)
+
+    def contract(self) -> Contract:
+        segments = {name: FIELDS[name] for name in self.segments}
+        return replace(contract_of(self.rules), agreed=self.agreed, segments=segments)
+
+
+def counting_by(given: Rules | Counting) -> Counting:
+    return given if isinstance(given, Counting) else Counting(given)
+
+
+def toml_of(agreed: dict[str, Any]) -> str:
+    """The file that says what is agreed."""
+    lines = []
+    for campaign, terms in agreed.items():
+        lines += [f"[campaigns.{json.dumps(campaign)}]"]
+        lines += [f"currency = '{terms['currency']}'"] if "currency" in terms else []
+        if "cap" in terms:
+            impressions, period_ms = terms["cap"]
+            lines += [f"frequency_cap = {{ impressions = {impressions}, period = '{period_ms // 1000}s' }}"]
+        for since, model, price in terms.get("pricing", ()):
+            lines += [f"[[campaigns.{json.dumps(campaign)}.pricing]]", f"model = '{model}'"]
+            lines += [f"from = {datetime.fromtimestamp(since / 1000, UTC).isoformat()}"]
+            named = zip(("cost", "booked"), price, strict=True) if model == "flat" else [("price", price)]
+            lines += [f"{name} = {value}" for name, value in named]
+    return "\n".join(lines)
+
+
 def contract_of(rules: Rules) -> Contract:
     return Contract(
         lateness=rules.lateness_ms,
@@ -64,6 +112,7 @@ def contract_of(rules: Rules) -> Contract:
         count_user_refresh=rules.count_user_refresh,
         signal=oracle.standard,
         click_makes_viewable=rules.click_makes_viewable,
+        keyed_by_viewer=rules.key == "viewer",
     )
 
 
@@ -79,13 +128,16 @@ def invalid(event: Event, rules: Rules) -> str | None:
     return "datacenter" if any(address in network for network in rules.datacenters) else None
 
 
-def figures(touched: Iterable[Touched]) -> dict[tuple[str, str, str, int], dict[str, int]]:
+def figures(touched: Iterable[Touched]) -> dict[tuple[Any, ...], dict[str, int]]:
     return {
-        (cell.series.campaign_id, cell.series.currency, cell.series.source, cell.pane): {
-            figure: getattr(cell.cell, figure) for figure in oracle.FIGURES
-        }
-        for cell in touched
+        place_of(one.series, one.pane): {figure: getattr(one.cell, figure) for figure in oracle.FIGURES}
+        for one in touched
     }
+
+
+def place_of(series: Series, pane: int) -> tuple[Any, ...]:
+    segment = (series.dimension, series.value) if series.dimension else ()
+    return (series.campaign_id, series.currency, series.source, pane, *segment)
 
 
 def outcomes(state: Partition, topic: str) -> dict[str, int]:
@@ -99,9 +151,9 @@ def pending(state: Partition, topic: str) -> set[int]:
     return {held.offset for of_key in state.waiting.values() for held in of_key if held.topic == topic}
 
 
-def assert_as_the_oracle(state: Partition, logs: Logs) -> oracle.Answer:
+def assert_as_the_oracle(state: Partition, logs: Logs, counting: Counting | None = None) -> oracle.Answer:
     """Outcomes, pending offsets, stream times, and every figure of every cell that is not forgotten."""
-    truth = oracle.answer(logs, contract_of(state.rules))
+    truth = oracle.answer(logs, (counting or Counting(state.rules)).contract())
     for topic in TOPICS:
         assert outcomes(state, topic) == dict(truth.counts(topic)), topic
         assert pending(state, topic) == truth.pending(topic), topic
@@ -115,8 +167,9 @@ def assert_as_the_oracle(state: Partition, logs: Logs) -> oracle.Answer:
 class Desk:
     """Decides events one by one as they come, and holds the oracle beside each step."""
 
-    def __init__(self, **rules: Any) -> None:
-        self.state = Partition(Rules(**rules))
+    def __init__(self, agreed: dict[str, Any] | None = None, segments: tuple[str, ...] = (), **rules: Any) -> None:
+        self.counting = Counting(Rules(**rules), agreed or {}, segments)
+        self.state = self.counting.partition()
         self.logs: Logs = {topic: [] for topic in TOPICS}
 
     def give(self, event: Event, appended: int | None = None) -> str:
@@ -130,7 +183,7 @@ class Desk:
         self.logs[topic].append(record)
         self.state.apply(batch(topic, [record]))
         after = self.outcomes(topic)
-        assert_as_the_oracle(self.state, self.logs)
+        assert_as_the_oracle(self.state, self.logs, self.counting)
         (grown,) = [outcome for outcome in after if after[outcome] > before.get(outcome, 0)]
         return grown
 
@@ -140,7 +193,7 @@ class Desk:
     def outcomes(self, topic: str) -> dict[str, int]:
         return outcomes(self.state, topic)
 
-    def cells(self) -> dict[tuple[str, str, str, int], dict[str, int]]:
+    def cells(self) -> dict[tuple[Any, ...], dict[str, int]]:
         return figures(self.state.cells())
 
     def cell(self) -> dict[str, int]:
@@ -182,7 +235,22 @@ RULES = (
         datacenters=NETWORKS,
     ),
     Rules(lateness_ms=1, dedup_horizon_ms=1, viewability_horizon_ms=1, early_ms=0, refresh_interval_ms=0),
+    Rules(lateness_ms=20_000, dedup_horizon_ms=10_000, viewability_horizon_ms=20_000, key="impression"),
 )
+AGREED: tuple[dict[str, Any], ...] = (
+    {},
+    {
+        "0": {"currency": "EUR", "pricing": [(80_000, "vcpm", "4"), (0, "cpm", "0.0000005"), (120_000, "cpc", "0.25")]},
+        "c": {"cap": (1, 60_000), "pricing": [(70_000, "flat", (10, 3))]},
+    },
+    {"0": {"cap": (2, 7_000)}, "c": {"pricing": [(0, "vcpm", 2.5), (100_000, "flat", ("0.07", 9))]}},
+)
+SEGMENTS: tuple[tuple[str, ...], ...] = ((), ("country",), ("format", "device", "country"))
+COUNTINGS = tuple(
+    Counting(rules, AGREED[number % len(AGREED)], SEGMENTS[number // 2 % len(SEGMENTS)])
+    for number, rules in enumerate(RULES + RULES[1:])
+)
+"""Every rule with and without agreements and segments."""
 MALFORMED = (
     None,
     b"",
@@ -232,6 +300,7 @@ _WHAT: tuple[dict[str, Any], ...] = (
     {"width": 970, "height": 250, "device": "desktop"},
     {"width": 970, "height": 250, "device": "phone"},
 )
+_PLACES: tuple[dict[str, Any], ...] = ({}, {"country": "DE"}, {"country": "FR"}, {"country": None})
 _WHO: tuple[dict[str, Any], ...] = (
     *({},) * 8,
     {"invalid": ""},
@@ -256,7 +325,7 @@ _SIGNALS: tuple[dict[str, Any], ...] = (
 
 
 def _render(pick: Callable[[Sequence[Any]], Any]) -> Event:
-    choices = (_SOURCES, _PRICES, _WHERE, _REFRESHES, _WHAT, _WHO)
+    choices = (_SOURCES, _PRICES, _WHERE, _REFRESHES, _WHAT, _PLACES, _WHO)
     event = {"impression_id": pick("xyzuvw"), "campaign_id": pick("0c")}
     for choice in choices:
         event |= pick(choice)

@@ -16,7 +16,7 @@ from typing import Any
 
 PENDING = "pending"
 OUTCOMES = ("malformed", "future", "late", "duplicate", "invalid_traffic", "refresh", "orphan", "counted")
-FIGURES = ("served", "measurable", "viewable", "clicks", "spend", "gross", "revision", "declared")
+FIGURES = ("served", "measurable", "viewable", "clicks", "spend", "gross", "revision", "declared", "over_cap")
 SCALE = {"cpm": 1_000, "impression": 1, "micros_cpm": 1_000_000_000, "micros_impression": 1_000_000}
 
 Event = dict[str, Any]
@@ -42,6 +42,13 @@ class Contract:
     signal: Callable[[Event, Event], str] | None = None
     """(render, view) -> the kind that the standard makes of a raw signal."""
     click_makes_viewable: bool = False
+    agreed: dict[str, Any] = field(default_factory=dict)
+    """Campaign -> {"currency": text, "cap": (impressions, period in ms), "pricing": [(from in ms, model, price)]}.
+
+    Each is optional; the price of model "flat" is (cost, booked)."""
+    keyed_by_viewer: bool = True
+    segments: dict[str, str] = field(default_factory=dict)
+    """Dimension -> the field of a render that it looks at."""
 
 
 @dataclass
@@ -50,6 +57,11 @@ class Seen:
 
     event: Event
     outcome: str
+    model: str = "own"
+    cost: int = 0
+    currency: str = "none"
+    capped: bool = False
+    """Whether it is among those that a frequency cap looks at."""
     said: set[str] = field(default_factory=set)
     credited: set[str] = field(default_factory=set)
     click_ids: list[str | None] = field(default_factory=list)
@@ -57,10 +69,13 @@ class Seen:
 
 @dataclass
 class Answer:
-    """Outcome of each event by topic and offset, and all figures by (campaign, currency, source, pane)."""
+    """Outcome of each event by topic and offset, and all figures by (campaign, currency, source, pane).
+
+    Those of a segment by (campaign, currency, source, pane, dimension, value).
+    """
 
     outcomes: dict[str, dict[int, str]]
-    cells: dict[tuple[str, str, str, int], dict[str, int]]
+    cells: dict[tuple[Any, ...], dict[str, int]]
     stream_times: dict[str, int]
     unchecked_refreshes: int = 0
     invalid: Counter[str] = field(default_factory=Counter)
@@ -125,16 +140,40 @@ class _Reading:
         if any(self.same(event, seen) for seen in self.seen):
             return "duplicate"
         outcome = self.quality(event)
-        self.seen.append(Seen(event, outcome))
+        seen = self.priced(event, outcome)
+        self.seen.append(seen)
         if outcome in ("counted", "invalid_traffic"):
-            cell = self.cell_of(event)
-            cell["gross"] += 1
-            if outcome == "counted":
-                cell["served"] += 1
-                cell["spend"] += cost_nano(event) or 0
-                cell["revision"] += 1
-                cell["declared"] += event.get("refresh") is not None
+            self.add(seen, gross=1)
+        if outcome == "counted":
+            spend = seen.cost if seen.model in ("own", "cpm", "flat") else 0
+            self.add(seen, served=1, revision=1, spend=spend)
+            self.add(seen, declared=event.get("refresh") is not None, over_cap=self.is_over_cap(seen))
         return outcome
+
+    def priced(self, event: Event, outcome: str) -> Seen:
+        """What was agreed for its campaign holds from its time on; before that, and without, its own price."""
+        agreed = self.contract.agreed.get(event["campaign_id"], {})
+        begun = [entry for entry in agreed.get("pricing", ()) if entry[0] <= event["ts"]]
+        capped = "cap" in agreed and (begun != [] or "pricing" not in agreed)
+        capped = capped and bool(event.get("viewer_id")) and self.contract.keyed_by_viewer
+        if begun:
+            _, model, price = max(begun, key=lambda entry: entry[0])
+            return Seen(event, outcome, model, agreed_nano(model, price), agreed.get("currency", "USD"), capped)
+        cost = cost_nano(event)
+        currency = "none" if cost is None else event.get("currency") or "USD"
+        return Seen(event, outcome, "own", cost or 0, currency, capped)
+
+    def is_over_cap(self, seen: Seen) -> bool:
+        if not seen.capped:
+            return False
+        impressions, period = self.contract.agreed[seen.event["campaign_id"]]["cap"]
+
+        def whose(one: Seen) -> tuple[Any, ...]:
+            event = one.event
+            return event["campaign_id"], event.get("source") or "adserver", event["viewer_id"], event["ts"] // period
+
+        counted = [one for one in self.seen if one.capped and one.outcome == "counted"]
+        return sum(whose(one) == whose(seen) for one in counted) > impressions
 
     def same(self, event: Event, seen: Seen) -> bool:
         apart = abs(event["ts"] - seen.event["ts"])
@@ -152,7 +191,8 @@ class _Reading:
         if contract.count_user_refresh and (event.get("refresh") or {}).get("type") == "user":
             return "counted"
         behind = self.result.stream_times["renders"] - event["ts"]
-        if not event.get("viewer_id") or not event.get("slot_id") or behind > contract.refresh_slack:
+        known = contract.keyed_by_viewer and event.get("viewer_id") and event.get("slot_id")
+        if not known or behind > contract.refresh_slack:
             self.result.unchecked_refreshes += 1
             return "counted"
         return "refresh" if any(self.refreshes(event, seen) for seen in self.seen) else "counted"
@@ -182,7 +222,7 @@ class _Reading:
         if not news:
             return "duplicate"
         seen.said |= news
-        self.cell_of(seen.event)["revision"] += 1
+        self.add(seen, revision=1)
         self.credit(seen, news - {"undetermined"})
         return "counted"
 
@@ -196,9 +236,7 @@ class _Reading:
         if click_id in seen.click_ids if click_id else seen.click_ids:
             return "duplicate"
         seen.click_ids.append(click_id)
-        cell = self.cell_of(seen.event)
-        cell["clicks"] += 1
-        cell["revision"] += 1
+        self.add(seen, clicks=1, revision=1, spend=seen.cost if seen.model == "cpc" else 0)
         if self.contract.click_makes_viewable:
             self.credit(seen, {"measurable", "viewable"})
         return "counted"
@@ -219,13 +257,32 @@ class _Reading:
 
     def credit(self, seen: Seen, figures: set[str]) -> None:
         for figure in figures - seen.credited:
-            self.cell_of(seen.event)[figure] += 1
+            self.add(seen, **{figure: 1})
+            if figure == "viewable" and seen.model == "vcpm":
+                self.add(seen, spend=seen.cost)
         seen.credited |= figures
 
-    def cell_of(self, render: Event) -> dict[str, int]:
-        currency = "none" if render.get("price") is None else render.get("currency") or "USD"
+    def add(self, seen: Seen, **figures: int) -> None:
+        """Add to the pane of the render: to its campaign, and to its segments."""
+        render = seen.event
         pane = render["ts"] // 10_000 * 10_000
-        return self.result.cells[render["campaign_id"], currency, render.get("source") or "adserver", pane]
+        place: tuple[Any, ...] = (render["campaign_id"], seen.currency, render.get("source") or "adserver", pane)
+        segments = [(name, value_of(render, told)) for name, told in self.contract.segments.items()]
+        for where in [place, *[(*place, *segment) for segment in segments]]:
+            for figure, value in figures.items():
+                self.result.cells[where][figure] += value
+
+
+def agreed_nano(model: str, price: Any) -> int:
+    """What one impression, viewable impression or click costs in 10^-9 currency units, rounded once, half to even."""
+    if model == "flat":
+        cost, booked = price
+        return round(Fraction(str(cost)) / booked * 1_000_000_000)
+    return round(Fraction(str(price)) / (1 if model == "cpc" else 1_000) * 1_000_000_000)
+
+
+def value_of(render: Event, told: str) -> str:
+    return render.get(told) or ("display" if told == "format" else "unknown")
 
 
 def standard(render: Event, signal: Event) -> str:

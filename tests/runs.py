@@ -7,7 +7,7 @@ from streams.core.partition import Partition
 from streams.core.rollup import Head, Partial
 from streams.core.rules import Rules
 from streams.wire.records import decode_delta, encode_delta, encode_partial
-from tests.logs import TOPICS, batch, figures
+from tests.logs import TOPICS, Counting, batch, counting_by, figures
 from tests.oracle import Logs
 
 # --- a worker in miniature --------------------------------------------------------------------------------------------
@@ -16,18 +16,19 @@ from tests.oracle import Logs
 class Run:
     """Reads logs into a partition, journals what it did, tells its cells, and starts again from the journal."""
 
-    def __init__(self, rules: Rules, logs: Logs, number: int = 0, partitions: int = 1) -> None:
-        self.rules = rules
+    def __init__(self, given: Rules | Counting, logs: Logs, number: int = 0, partitions: int = 1) -> None:
+        self.counting = counting_by(given)
+        self.rules = self.counting.rules
         self.logs = logs
         self.number = number
         self.partitions = partitions
         self.epoch = -1
         self.journal: dict[int, bytes] = {}
-        self.told: dict[tuple[str, str, str, int], dict[str, int]] = {}
+        self.told: dict[tuple[Any, ...], dict[str, int]] = {}
         """Every cell's newest figures, as stage 2 has them."""
         self.declared = 0
         """The newest finality that was told."""
-        self._start(Partition(rules))
+        self._start(self.counting.partition())
 
     def _start(self, state: Partition) -> None:
         self.state = state
@@ -73,11 +74,11 @@ class Run:
         return partial
 
     def crash(self) -> None:
-        self._start(folded(self.rules, self.journal))
+        self._start(folded(self.counting, self.journal))
 
 
-def folded(rules: Rules, journal: Mapping[int, bytes]) -> Partition:
-    state = Partition(rules)
+def folded(given: Rules | Counting, journal: Mapping[int, bytes]) -> Partition:
+    state = counting_by(given).partition()
     fences = None
     for seq in sorted(journal):
         delta = decode_delta(journal[seq])
@@ -135,7 +136,10 @@ def due(dates: Any) -> Any:
     return found, findable
 
 
-_SPECIAL = {"Impressions": remembered, "_DueDates": due, "IPv4Network": str, "IPv6Network": str}
+_SPECIAL = {
+    "Campaigns": lambda campaigns: plain(campaigns.by_id), "Impressions": remembered, "_DueDates": due,
+    "IPv4Network": str, "IPv6Network": str,
+}  # fmt: skip
 
 
 def assert_same_state(live: Any, recovered: Any, ignoring: tuple[str, ...] = ()) -> None:

@@ -18,7 +18,7 @@ def test_a_render_counts_once_and_costs_its_price():
     assert desk.cells() == {
         ("c", "USD", "adserver", T0): {
             "served": 1, "measurable": 0, "viewable": 0, "clicks": 0, "spend": CPM_2_50, "gross": 1, "revision": 1,
-            "declared": 0,
+            "declared": 0, "over_cap": 0,
         }
     }  # fmt: skip
 

@@ -13,6 +13,7 @@ from streams.core.rollup import Head, Partial, Rollup
 from streams.core.rules import OUTCOME_NAMES, Rules
 from streams.metrics.collector import Collector
 from streams.metrics.reading import Reading
+from streams.wire.campaigns import parse_campaigns
 from streams.wire.events import REASONS, decoder
 from streams.wire.records import decode_partial, encode_partial
 
@@ -28,6 +29,13 @@ BUSINESS = {
     "ads_spend_total": {"campaign", "currency"},
     "ads_gross_impressions_total": {"campaign", "currency"},
     "ads_declared_refresh_impressions_total": {"campaign", "currency"},
+    "ads_over_cap_impressions_total": {"campaign", "currency"},
+    "ads_viewability_target_ratio": {"campaign"},
+    "ads_segment_served": {"campaign", "dimension", "value", "window"},
+    "ads_segment_measurable": {"campaign", "dimension", "value", "window"},
+    "ads_segment_viewable": {"campaign", "dimension", "value", "window"},
+    "ads_segment_clicks": {"campaign", "dimension", "value", "window"},
+    "ads_segment_viewable_rate": {"campaign", "dimension", "value", "window"},
     "ads_window_served": {"campaign", "currency", "window"},
     "ads_window_measurable": {"campaign", "currency", "window"},
     "ads_window_viewable": {"campaign", "currency", "window"},
@@ -50,6 +58,7 @@ PIPELINE = {
     "streams_dead_letters_total": {"reason"},
     "streams_invalid_traffic_total": {"reason"},
     "streams_refresh_unchecked_total": set(),
+    "streams_overflow_campaigns": set(),
     "streams_consumer_lag": {"topic", "partition"},
     "streams_stream_time_seconds": {"topic", "partition"},
     "streams_recovery_duration_seconds": set(),
@@ -63,10 +72,14 @@ PIPELINE = {
 class Bench:
     """One partition of viewers and one of campaigns, and the page that a scrape of them gives."""
 
-    def __init__(self, min_sample: int = 1) -> None:
-        self.partition = Partition(Rules())
-        self.rollup = Rollup(WINDOWS_MS, "adserver")
+    def __init__(
+        self, min_sample: int = 1, agreed: str = "", segments: tuple[str, ...] = (), max_campaigns: int = 100
+    ) -> None:
+        self.campaigns = parse_campaigns(agreed, "adserver")
+        self.partition = Partition(Rules(), self.campaigns, segments)
+        self.rollup = Rollup(WINDOWS_MS, self.campaigns)
         self.min_sample = min_sample
+        self.max_campaigns = max_campaigns
         self._offset = 0
 
     def feed(self, topic: str, *events: Any) -> "Bench":
@@ -83,11 +96,12 @@ class Bench:
         return self
 
     def reading(self, quiet_ms: int = 0) -> Reading:
-        return Reading({0: self.partition}, {0: self.rollup}, {(RENDERS, 0): 17}, quiet_ms, 1.5, True)
+        return Reading({0: self.partition}, {0: self.rollup}, {(RENDERS, 0): 17}, quiet_ms, 1.5, True, self.campaigns)
 
     def page(self, quiet_ms: int = 0) -> str:
         registry = CollectorRegistry()
-        registry.register(Collector(lambda: self.reading(quiet_ms), WINDOWS, "adserver", "9.9", self.min_sample))
+        shown = self.min_sample, self.max_campaigns
+        registry.register(Collector(lambda: self.reading(quiet_ms), WINDOWS, "9.9", *shown))
         return generate_latest(registry).decode()
 
     def samples(self, quiet_ms: int = 0) -> list[Any]:
@@ -122,7 +136,7 @@ def click(number: int) -> Click:
 
 
 def all_sorts() -> Bench:
-    bench = Bench()
+    bench = Bench(agreed="[campaigns.spring]\nviewability_target = 0.7", segments=("country",))
     bench.feed(RENDERS, render(1), render(2), render(3, source="dsp"), render(4, price=None))
     bench.feed(VIEWABILITY, view(1), view(2, "not_viewable"))
     return bench.feed(CLICKS, click(1))
@@ -188,6 +202,69 @@ def test_another_source_feeds_the_discrepancy_with_both_denominators_and_nothing
     labels = {"campaign": "spring", "source": "dsp", "window": "1m"}
     assert bench.value("ads_discrepancy_ratio", of="source", **labels) == pytest.approx(0.2)
     assert bench.value("ads_discrepancy_ratio", of="billing", **labels) == pytest.approx(0.25)
+
+
+def test_who_bills_is_said_for_each_campaign() -> None:
+    bench = Bench(agreed='[campaigns.spring]\nbilling_source = "dsp"')
+    both = [render(n + 10 * (name == "other"), campaign=name) for name in ("spring", "other") for n in range(8)]
+    bench.feed(RENDERS, *both, *(render(n, source="dsp") for n in range(9)))
+    assert bench.value("ads_served_impressions_total", campaign="spring", currency="USD") == 9
+    assert bench.value("ads_served_impressions_total", campaign="other", currency="USD") == 8
+    labels = {"campaign": "spring", "source": "adserver", "window": "1m"}
+    assert bench.value("ads_discrepancy_ratio", of="source", **labels) == (8 - 9) / 8
+    assert bench.value("ads_discrepancy_ratio", of="billing", **labels) == (8 - 9) / 9
+
+
+def test_the_target_is_shown_beside_the_rate_and_ends_with_it() -> None:
+    bench = Bench(agreed="[campaigns.spring]\nviewability_target = 0.7\n[campaigns.unseen]\nviewability_target = 0.5")
+    assert bench.value("ads_viewability_target_ratio", campaign="spring") is None
+    bench.feed(RENDERS, render(1))
+    assert bench.value("ads_viewability_target_ratio", campaign="spring") == 0.7
+    assert bench.value("ads_viewability_target_ratio", campaign="unseen") is None
+    bench.feed(RENDERS, render(3, T + 3_700_000, "later"))
+    assert bench.value("ads_viewability_target_ratio", campaign="spring") is None
+
+
+def test_segments_cut_a_campaign_by_one_dimension_at_a_time() -> None:
+    bench = Bench(segments=("country", "device"))
+    events = [
+        render(1, country="DE", device="phone"), render(2, country="DE", price=None), render(3, device="phone"),
+        render(1, country="DE", source="dsp"),
+    ]  # fmt: skip
+    bench.feed(RENDERS, *events).feed(VIEWABILITY, view(1), view(2, "not_viewable")).feed(CLICKS, click(3))
+    germany, phones, unknown = (
+        {"campaign": "spring", "dimension": dimension, "value": value, "window": "1m"}
+        for dimension, value in (("country", "DE"), ("device", "phone"), ("device", "unknown"))
+    )
+    names = ("served", "measurable", "viewable", "clicks", "viewable_rate")
+    assert [bench.value(f"ads_segment_{name}", **germany) for name in names] == [2, 2, 1, 0, 0.5]
+    assert [bench.value(f"ads_segment_{name}", **phones) for name in names] == [2, 1, 1, 1, 1]
+    assert [bench.value(f"ads_segment_{name}", **unknown) for name in names] == [1, 1, 0, 0, 0]
+    assert bench.value("ads_served_impressions_total", campaign="spring", currency="USD") == 2
+    assert bench.value("ads_source_impressions_total", campaign="spring", source="adserver") == 3
+
+
+def test_above_the_largest_number_of_campaigns_the_rest_is_one() -> None:
+    bench = Bench(max_campaigns=2)
+    bench.feed(RENDERS, *(render(n, campaign=f"c{n % 4}", price=str(n % 4)) for n in range(20)))
+    bench.feed(RENDERS, render(20, campaign="c3"))
+    bench.feed(RENDERS, render(21, campaign="c2"), render(22, campaign="c0", currency="EUR"))
+    assert bench.value("streams_overflow_campaigns") == 2
+    samples = bench.samples()
+    shown = {s.labels["campaign"] for s in samples if s.name == "ads_window_served"}
+    assert shown == {"c2", "c3", "_other"}
+    assert {s.labels["campaign"] for s in samples if s.name == "ads_served_impressions_total"} == {"c2", "c3"}
+    assert bench.value("ads_window_served", campaign="_other", currency="USD", window="1m") == 10
+    assert bench.value("ads_cpm", campaign="_other", currency="USD", window="1m") == 0.5
+    assert bench.value("ads_window_served", campaign="_other", currency="EUR", window="1m") == 1
+    assert bench.value("ads_measured_rate", campaign="_other", window="1m") == 0
+
+
+def test_what_is_over_the_cap_counts_and_is_counted_again() -> None:
+    bench = Bench(agreed='[campaigns.spring]\nfrequency_cap = {impressions = 2, period = "1h"}')
+    bench.feed(RENDERS, *(render(n, viewer_id="v", slot_id=str(n)) for n in range(5)))
+    assert bench.value("ads_served_impressions_total", campaign="spring", currency="USD") == 5
+    assert bench.value("ads_over_cap_impressions_total", campaign="spring", currency="USD") == 3
 
 
 def test_windows_end_with_stream_time_and_a_campaign_ends_with_its_newest_pane() -> None:

@@ -11,9 +11,8 @@ from random import Random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streams.core.partition import Partition
 from streams.wire.records import encode_delta
-from tests.logs import RULES, TOPICS, assert_as_the_oracle, figures, logs, seeded_logs
+from tests.logs import COUNTINGS, TOPICS, assert_as_the_oracle, figures, logs, seeded_logs
 from tests.oracle import PENDING
 from tests.runs import Run, assert_same_state, folded
 
@@ -27,7 +26,7 @@ THOROUGH = settings(
 
 # --- laws -------------------------------------------------------------------------------------------------------------
 
-rules = st.sampled_from(RULES)
+rules = st.sampled_from(COUNTINGS)
 topics = st.sampled_from(TOPICS)
 reading = st.tuples(st.just("read"), topics, st.integers(1, 6))
 rewinding = st.tuples(st.just("rewind"), topics, st.integers(1, 4))
@@ -44,7 +43,7 @@ def test_any_interleaving_and_any_cut_into_batches_gives_the_oracles_answer(rule
     for step, *arguments in steps:
         getattr(run, step)(*arguments)
     run.read_all()
-    truth = assert_as_the_oracle(run.state, logs)
+    truth = assert_as_the_oracle(run.state, logs, run.counting)
     assert figures(run.state.cells()) == truth.cells
 
 
@@ -56,7 +55,7 @@ def test_crashes_at_any_point_give_the_oracles_answer_and_stage_2_has_heard_all_
         getattr(run, step)(*arguments)
     run.read_all()
     run.commit()
-    truth = assert_as_the_oracle(run.state, logs)
+    truth = assert_as_the_oracle(run.state, logs, run.counting)
     assert run.told == truth.cells
 
 
@@ -119,7 +118,7 @@ def test_long_logs_that_are_journaled_and_forgotten_as_they_go_give_the_oracles_
         run.commit(deliver=random.random() < 0.9)
     run.commit()
     run.commit()
-    truth = assert_as_the_oracle(run.state, logs)
+    truth = assert_as_the_oracle(run.state, logs, run.counting)
     assert run.told == truth.cells
     assert_same_state(run.state, folded(rules, run.journal))
 
@@ -129,13 +128,13 @@ def test_what_is_random_here_reaches_every_outcome_and_makes_the_partition_forge
     forgotten = cut = linked = 0
     for seed in range(100):
         logs = seeded_logs(seed, 60)
-        run = Run(RULES[seed % len(RULES)], logs)
+        run = Run(COUNTINGS[seed % len(COUNTINGS)], logs)
         for _ in range(60):
             for topic in TOPICS:
                 run.read(topic, 1)
             run.commit()
             linked += bool(run.state.impressions.older)
-        truth = assert_as_the_oracle(run.state, logs)
+        truth = assert_as_the_oracle(run.state, logs, run.counting)
         reached |= {(topic, outcome) for topic in TOPICS for outcome in truth.counts(topic)}
         forgotten += run.state.impressions.first > 10
         cut += len(run.journal) < 50
@@ -147,7 +146,7 @@ def test_what_is_random_here_reaches_every_outcome_and_makes_the_partition_forge
 
 
 def test_what_was_taken_does_not_change_with_what_comes_after_it():
-    run = Run(RULES[0], seeded_logs(1, 60))
+    run = Run(COUNTINGS[0], seeded_logs(1, 60))
     for topic in TOPICS:
         run.read(topic, 20)
     delta = run.state.take()
@@ -158,7 +157,7 @@ def test_what_was_taken_does_not_change_with_what_comes_after_it():
 
 
 def test_the_newest_journal_record_never_expires_even_if_it_holds_nothing():
-    state = Partition(RULES[0])
+    state = COUNTINGS[0].partition()
     state.take()
     assert state.expired() == []
     state.take()

@@ -7,12 +7,12 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.core.panes import Cell, Rolling, Series
-from streams.core.partition import NEVER, Touched
+from streams.core.panes import Cell, Rolling, Series, Touched
+from streams.core.partition import NEVER
 from streams.core.rollup import Head, Lifetime, Partial, Rollup, Window
 from streams.wire.records import decode_partial, decode_row, decode_row_key, encode_row, encode_row_key
 from tests import oracle
-from tests.logs import RULES, TOPICS, contract_of, seeded_logs
+from tests.logs import RULES, TOPICS, seeded_logs
 from tests.runs import Run, assert_same_state
 from tests.test_properties import THOROUGH
 
@@ -36,7 +36,7 @@ def served(count: int, spend: int = 0) -> Cell:
 
 
 def rollup(*partials: Partial, windows: tuple[int, ...] = (MIN,)) -> Rollup:
-    total = Rollup(windows, "adserver")
+    total = Rollup(windows)
     for one in partials:
         total.apply(one)
     return total
@@ -61,7 +61,7 @@ class Stage:
         self.rollup = self._loaded()
 
     def _loaded(self) -> Rollup:
-        total = Rollup((SHORT, LONG), "adserver")
+        total = Rollup((SHORT, LONG))
         total.load([(decode_row_key(key)[1], decode_row(row)) for key, row in self.table.items()])
         return total
 
@@ -126,7 +126,7 @@ def truth_of(runs: list[Run]) -> dict[tuple[Series, int], Cell]:
     """Every cell over all partitions, by the oracle."""
     sums: dict[tuple[Series, int], Cell] = defaultdict(Cell)
     for run in runs:
-        for (campaign, currency, source, pane), cell in oracle.answer(run.logs, contract_of(run.rules)).cells.items():
+        for (campaign, currency, source, pane), cell in oracle.answer(run.logs, run.counting.contract()).cells.items():
             sums[Series(campaign, currency, source), pane].add(Cell(**cell))
     return dict(sums)
 
@@ -364,7 +364,7 @@ def test_a_crash_between_a_lifetime_and_the_deletion_of_its_minutes_counts_nothi
     total.fold_final()
     changes = list(total.changed())
     assert [row is None for _, row in changes] == [False, True]
-    again = Rollup((MIN,), "adserver")
+    again = Rollup((MIN,))
     again.load((table | dict(changes[:1])).items())  # type: ignore[arg-type]
     assert total_served(again) == 2
 
@@ -374,6 +374,6 @@ def test_a_recovered_rollup_shows_the_windows_of_the_live_one_even_when_a_partit
         partial(head(time=10 * MIN, partitions=2), {10 * MIN: served(1), MIN: served(5)}),
         partial(head(time=MIN, partitions=2), partition=1),
     )
-    again = Rollup((MIN,), "adserver")
+    again = Rollup((MIN,))
     again.load([(key, row) for key, row in total.changed() if row is not None])
     assert in_windows(again) == in_windows(total)

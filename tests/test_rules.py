@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streams.core.campaigns import Campaigns
 from streams.core.rules import Rules
 from streams.kafka.qualify import JournalError, Qualify
 from streams.wire.records import decode_delta, encode_delta, journal_key
@@ -20,7 +21,7 @@ NETWORKS = (ip_network("192.0.2.0/24"), ip_network("2001:db8::/32"))
 OTHER: dict[str, Any] = {
     "lateness_ms": 1, "dedup_horizon_ms": 1, "viewability_horizon_ms": 1, "early_ms": 1, "future_ms": 1,
     "refresh_interval_ms": 1, "refresh_slack_ms": 1, "count_user_refresh": True, "click_makes_viewable": True,
-    "datacenters": NETWORKS, "billing_source": "dsp",
+    "datacenters": NETWORKS, "crawlers": "1.0", "billing_source": "dsp", "key": "impression", "windows": "1m",
 }  # fmt: skip
 HORIZONS = (
     "lateness_ms", "dedup_horizon_ms", "viewability_horizon_ms", "early_ms", "refresh_interval_ms", "refresh_slack_ms",
@@ -44,7 +45,7 @@ def written(rules: Rules, records: int = 2) -> Journal:
 
 
 def claim(journal: Journal, rules: Rules, accept: bool = False) -> Qualify:
-    made = Qualify(rules, "", 0, 1, journal, SimpleNamespace(), accept_settings=accept)
+    made = Qualify(rules, "", 0, 1, journal, SimpleNamespace(), Campaigns(), accept_settings=accept)
     made.claim({0})
     return made
 

@@ -1,5 +1,6 @@
 """Settings are read once, from four places in a fixed order, and all their errors are told at once."""
 
+from importlib.metadata import version
 from ipaddress import ip_network
 
 import pytest
@@ -37,7 +38,7 @@ def test_without_anything_given_the_defaults_are_those_of_the_contract():
     settings = load()
     assert settings.rules == Rules(
         lateness_ms=3_600_000, dedup_horizon_ms=3_600_000, viewability_horizon_ms=3_600_000, early_ms=10_000,
-        billing_source="adserver",
+        billing_source="adserver", crawlers=version("crawler-user-agents"), key="viewer", windows="1m,5m,1h",
     )  # fmt: skip
     assert settings.windows == ("1m", "5m", "1h")
     assert settings.windows_ms == (60_000, 300_000, 3_600_000)
@@ -49,13 +50,15 @@ def test_the_settings_of_counting_reach_the_rules(tmp_path, monkeypatch):
     for name, value in {
         "REFRESH_INTERVAL": "10s", "REFRESH_SLACK": "2m", "COUNT_USER_REFRESH": "true", "CLICK_MAKES_VIEWABLE": "true",
         "DATACENTER_CIDRS": str(tmp_path / "cidrs"), "LATENESS": "1m", "DEDUP_HORIZON": "2m",
-        "VIEWABILITY_HORIZON": "3m", "BILLING_SOURCE": "dsp",
+        "VIEWABILITY_HORIZON": "3m", "BILLING_SOURCE": "dsp", "KEY": "impression",
+        "WINDOWS": "10s, 1m",
     }.items():  # fmt: skip
         monkeypatch.setenv(f"STREAMS_{name}", value)
     assert load().rules == Rules(
         lateness_ms=60_000, dedup_horizon_ms=120_000, viewability_horizon_ms=180_000, refresh_interval_ms=10_000,
         refresh_slack_ms=120_000, count_user_refresh=True, click_makes_viewable=True, billing_source="dsp",
         datacenters=(ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")),
+        crawlers=version("crawler-user-agents"), key="impression", windows="10s,1m",
     )  # fmt: skip
 
 

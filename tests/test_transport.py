@@ -16,6 +16,7 @@ from faust.transport import consumer as stock
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from streams.core.campaigns import Campaigns
 from streams.core.events import TOPICS
 from streams.kafka.app import Worker
 from streams.kafka.broker import EmbeddedBroker
@@ -27,7 +28,7 @@ PARTITIONS = 2
 
 
 def worker(prefix: str = "", bootstrap: str = "127.0.0.1:9") -> Worker:
-    return Worker(load(broker=bootstrap, topic_prefix=prefix), PARTITIONS, lambda _: None)
+    return Worker(load(broker=bootstrap, topic_prefix=prefix), Campaigns(), PARTITIONS, lambda _: None)
 
 
 def record(topic: str, partition: int, offset: int, key: bytes = b"k", value: bytes | None = b"v") -> Any:

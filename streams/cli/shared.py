@@ -11,11 +11,13 @@ import structlog
 import typer
 from structlog.typing import Processor
 
+from streams.core.campaigns import Campaigns
 from streams.kafka.qualify import JournalError
 from streams.kafka.rollup import TableError
 from streams.kafka.topics import TopicsError
 from streams.settings import Settings, SettingsError, duration_ms, load
 from streams.web.server import SiteError
+from streams.wire.campaigns import CampaignsError, load_campaigns
 
 T = TypeVar("T")
 
@@ -41,6 +43,21 @@ def settings_from(**flags: Any) -> Settings:
         return load(**flags)
     except SettingsError as error:
         fail(f"settings:\n{error}", 2)
+
+
+def read_campaigns(settings: Settings) -> Campaigns:
+    """Return the campaigns of the file in the settings, none without one. Raises CampaignsError."""
+    if settings.campaigns is None:
+        return Campaigns(billing_source=settings.billing_source)
+    return load_campaigns(settings.campaigns, settings.billing_source)
+
+
+def campaigns_from(settings: Settings) -> Campaigns:
+    """Return the campaigns of the file in the settings, or end with what is wrong in it."""
+    try:
+        return read_campaigns(settings)
+    except CampaignsError as error:
+        fail(f"campaigns: {error}", 2)
 
 
 def finish(work: Coroutine[Any, Any, T]) -> T:

@@ -10,13 +10,23 @@ import structlog
 import typer
 from prometheus_client import CollectorRegistry, Histogram
 
-from streams.cli.shared import BrokerOption, PrefixOption, configure_logging, finish, settings_from
+from streams.cli.shared import (
+    BrokerOption,
+    PrefixOption,
+    campaigns_from,
+    configure_logging,
+    finish,
+    read_campaigns,
+    settings_from,
+)
+from streams.core.campaigns import Campaigns
 from streams.kafka.app import Worker
 from streams.kafka.topics import TopicAdmin, all_topics
 from streams.metrics.collector import Collector
 from streams.metrics.reading import Reading
 from streams.settings import Settings
 from streams.web.server import Site
+from streams.wire.campaigns import CampaignsError
 
 log = structlog.get_logger(__name__)
 
@@ -38,16 +48,17 @@ def command(
     """Read events, count them, and serve /, /metrics, /healthz and /readyz.
 
     Start as many as there is work for: Kafka shares the partitions out among them. SIGTERM commits and exits with 0.
+    SIGHUP reads the file of STREAMS_CAMPAIGNS again; with an error in it the old one holds, and the log says why.
     """
     settings = settings_from(
         broker=broker, topic_prefix=topic_prefix, http_host=http_host, http_port=http_port, log_level=log_level
     )
     configure_logging(settings.log_level)
     gc.set_threshold(*_COLLECT_AFTER)
-    finish(_work(settings, accept_settings))
+    finish(_work(settings, campaigns_from(settings), accept_settings))
 
 
-async def _work(settings: Settings, accept_settings: bool) -> None:
+async def _work(settings: Settings, campaigns: Campaigns, accept_settings: bool) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -58,7 +69,8 @@ async def _work(settings: Settings, accept_settings: bool) -> None:
     commits = Histogram(
         "streams_commit_duration_seconds", "How long a commit took until all of it was confirmed", registry=registry
     )
-    worker = Worker(settings, partitions, commits.observe, accept_settings)
+    worker = Worker(settings, campaigns, partitions, commits.observe, accept_settings)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, worker, settings)
 
     def read() -> Reading:
         return Reading(
@@ -68,14 +80,29 @@ async def _work(settings: Settings, accept_settings: bool) -> None:
             quiet_ms=worker.quiet_ms(),
             recovery_seconds=worker.recovery_seconds,
             up_to_date=worker.up_to_date(),
+            campaigns=worker.rollup.campaigns,
         )
 
     registry.register(
         Collector(
-            read, settings.windows, settings.billing_source, version("impression-streams"), settings.min_sample
+            read, settings.windows, version("impression-streams"), settings.min_sample, settings.max_campaigns
         )
     )
     async with Site(settings, registry, read, worker.not_ready) as site:
         log.info("worker started", url=site.url, broker=settings.broker, partitions=partitions)
         await worker.run(stop)
     log.info("worker stopped")
+
+
+def _reload(worker: Worker, settings: Settings) -> None:
+    """Read the campaigns again. What cannot be used, or would change what has been counted, changes nothing."""
+    try:
+        campaigns = read_campaigns(settings)
+    except CampaignsError as error:
+        log.error("campaigns not reloaded, the old ones hold", error=str(error))
+        return
+    if rewritten := worker.change_campaigns(campaigns):
+        reason = "terms that have begun cannot be changed: let new ones begin later (from)"
+        log.error("campaigns not reloaded, the old ones hold", error=reason, campaigns=rewritten)
+        return
+    log.info("campaigns reloaded", campaigns=len(campaigns.by_id))

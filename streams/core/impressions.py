@@ -9,17 +9,23 @@ from typing import Final
 
 import msgspec
 
-from streams.core.panes import Ledger, Series
+from streams.core.panes import NOBODY, Ledgers, Series
 
 # What a row is born with: what became of the render, and all that a later decision wants to know of it.
 COUNTED: Final = 1
 INVALID: Final = 2
+"""Invalid traffic, so not counted."""
+OVER_CAP: Final = 2
+"""Of a counted one, the same bit says that its viewer had seen the campaign as often as the cap allows."""
 DECLARED: Final = 4
 """The sender declares a refresh."""
 STANDARD: Final = 8 | 16
 """Eight times the number of the standard that its viewability is judged by (README, events)."""
 ANCHOR: Final = 32
 """A place was noted with it, so that later renders of that place can be refreshes."""
+PER_VIEWABLE: Final = 64
+PER_CLICK: Final = 128
+"""Its cost is for becoming viewable, or for each counted click; without both, for being served."""
 
 # The bits of a row, none at birth: what views have said of it, and what it was credited with.
 SAID_UNDETERMINED: Final = 2
@@ -34,7 +40,7 @@ class Rows(msgspec.Struct, frozen=True, array_like=True):
     """Consecutive rows as columns: `series` holds each distinct series once, `which` an index into it a row.
 
     What the rows were born with is here; what came later is told by the marks of a journal record. `places` has one
-    for each row that is an anchor.
+    for each row that is an anchor. `segments` has those of each of `series`, or nothing at all.
     """
 
     first: int
@@ -45,10 +51,11 @@ class Rows(msgspec.Struct, frozen=True, array_like=True):
     born: bytes
     series: list[Series]
     places: bytes = b""
+    segments: list[list[Series]] = []
 
-    def __iter__(self) -> Iterator[tuple[int, int, int, Series, int, int]]:
-        """Yield (key, ts in ms, cost in nano-units, series, what it is born with, place or 0) of each row."""
-        series, places = self.series, iter(array("Q", self.places))
+    def __iter__(self) -> Iterator[tuple[int, int, int, int, int, int]]:
+        """Yield (key, ts in ms, cost in nano-units, index of series, what it is born with, place or 0) of each row."""
+        places = iter(array("Q", self.places))
         columns = zip(
             array("Q", self.keys),
             array("q", self.ts),
@@ -58,7 +65,7 @@ class Rows(msgspec.Struct, frozen=True, array_like=True):
             strict=True,
         )
         return (
-            (key, ts, cost, series[which], born, next(places) if born & ANCHOR else 0)
+            (key, ts, cost, which, born, next(places) if born & ANCHOR else 0)
             for key, ts, cost, which, born in columns
         )
 
@@ -84,7 +91,7 @@ class Impressions:
         self.cost = array("q")
         self.born = bytearray()
         self.bits = bytearray()
-        self.ledgers: list[Ledger] = []
+        self.ledgers: list[Ledgers] = []
 
     def __len__(self) -> int:
         return self.end - self.first
@@ -93,7 +100,7 @@ class Impressions:
         """Give the first row of an empty memory this number."""
         self.first = self.end = self.base = row
 
-    def append(self, key: int, ts_ms: int, cost: int, ledger: Ledger, born: int) -> None:
+    def append(self, key: int, ts_ms: int, cost: int, ledgers: Ledgers, born: int) -> None:
         """Remember a render that is no duplicate."""
         row = self.end
         if key in self.index:
@@ -104,7 +111,7 @@ class Impressions:
         self.cost.append(cost)
         self.born.append(born)
         self.bits.append(0)
-        self.ledgers.append(ledger)
+        self.ledgers.append(ledgers)
         self.end = row + 1
 
     def rows_of(self, key: int) -> list[int]:
@@ -134,8 +141,9 @@ class Impressions:
     def rows_from(self, row: int, places: bytes) -> Rows:
         """Return the rows from this number to the newest as columns, with the places of those that are anchors."""
         start = row - self.base
-        which: dict[Ledger, int] = {}
-        indexes = array("I", [which.setdefault(ledger, len(which)) for ledger in self.ledgers[start:]])
+        which: dict[Ledgers, int] = {}
+        indexes = array("I", [which.setdefault(ledgers, len(which)) for ledgers in self.ledgers[start:]])
+        segmented = any(len(ledgers) > 1 for ledgers in which)
         return Rows(
             row,
             self.keys[start:].tobytes(),
@@ -143,8 +151,9 @@ class Impressions:
             self.cost[start:].tobytes(),
             indexes.tobytes(),
             bytes(self.born[start:]),
-            [ledger.series for ledger in which],
+            [ledgers[0].series if ledgers else NOBODY for ledgers in which],
             places,
+            [[segment.series for segment in ledgers[1:]] for ledgers in which] if segmented else [],
         )
 
     def _compact(self) -> None:

@@ -43,6 +43,8 @@ class Cell(msgspec.Struct, array_like=True):
     """How many counted events (renders, views, clicks) this slice holds; it grows with every change."""
     declared: int = 0
     """Served impressions that the sender declares to be refreshes."""
+    over_cap: int = 0
+    """Served impressions beyond their campaign's frequency cap."""
 
     def add(self, other: "Cell", sign: int = 1) -> None:
         """Add another cell's figures, or with sign -1 take them off."""
@@ -54,6 +56,7 @@ class Cell(msgspec.Struct, array_like=True):
         self.gross += sign * other.gross
         self.revision += sign * other.revision
         self.declared += sign * other.declared
+        self.over_cap += sign * other.over_cap
 
     def copy(self) -> "Cell":
         """Return a cell of its own with the same figures."""
@@ -66,15 +69,25 @@ class Cell(msgspec.Struct, array_like=True):
             self.gross,
             self.revision,
             self.declared,
+            self.over_cap,
         )
 
 
 class Series(msgspec.Struct, frozen=True, order=True, array_like=True):
-    """Whose figures a cell holds: what one source counted of one campaign in one currency."""
+    """Whose figures a cell holds: what one source counted of one campaign in one currency.
+
+    With a dimension, only of those impressions that have this value there: a segment.
+    """
 
     campaign_id: str
     currency: str
     source: str
+    dimension: str = ""
+    value: str = ""
+
+
+NOBODY: Final = Series("", "", "")
+"""Stands for the series of impressions that are in nobody's figures."""
 
 
 class Ledger:
@@ -99,6 +112,18 @@ class Ledger:
         """Forget the cells of the panes in [start, stop)."""
         for pane in held_between(self.panes, start, stop):
             del self.panes[pane]
+
+
+class Touched(msgspec.Struct, frozen=True):
+    """A cell that changed: all of its figures, not the change."""
+
+    series: Series
+    pane: int
+    cell: Cell
+
+
+Ledgers = tuple[Ledger, ...]
+"""Where one impression is counted: first the ledger of its campaign, then those of its segments; or nowhere."""
 
 
 class Rolling:

@@ -19,6 +19,8 @@ from typing import Any, Final
 import msgspec
 import xxhash
 
+from streams.core.books import Books
+from streams.core.campaigns import BASIS, Campaigns, Cap, Caps
 from streams.core.events import (
     CLICKS,
     DEFAULT_CURRENCY,
@@ -39,6 +41,9 @@ from streams.core.impressions import (
     DECLARED,
     INVALID,
     MEASURABLE,
+    OVER_CAP,
+    PER_CLICK,
+    PER_VIEWABLE,
     SAID,
     SAID_MEASURABLE,
     SAID_UNDETERMINED,
@@ -49,7 +54,7 @@ from streams.core.impressions import (
     Rows,
 )
 from streams.core.money import impression_nano
-from streams.core.panes import PANE_MS, Cell, Ledger, Series, pane_of
+from streams.core.panes import NOBODY, PANE_MS, Ledgers, Touched, pane_of
 from streams.core.refresh import NOWHERE, Anchors, place_of
 from streams.core.rules import Outcome, PlainRules, Rules
 from streams.core.standards import STANDARDS, standard_of, verdict
@@ -71,8 +76,8 @@ NEVER: Final = -1
 FUTURE: Final = _FUTURE.name.lower()
 """Why a record whose event lies too far ahead of it is refused."""
 
-NOBODYS: Final = Ledger(Series("", "", ""))
-"""Where refreshes go, which are in nobody's figures: nothing is ever added to it."""
+NOBODYS: Final[Ledgers] = ()
+"""Where refreshes are counted."""
 
 # What each kind of view says, as bits of a row (MRC: a verdict on viewability implies that it could be measured).
 _SAYS: Final[Mapping[str, int]] = {
@@ -177,14 +182,10 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     """What a counted click is worth, as bits of a row."""
     rules: PlainRules = {}
     """What all of this was decided by."""
-
-
-class Touched(msgspec.Struct, frozen=True):
-    """A cell that changed: all of its figures, not the change."""
-
-    series: Series
-    pane: int
-    cell: Cell
+    caps: list[tuple[int, int, int]] = []
+    """(end of a period in ms, key of (source, campaign, viewer), impressions in it so far)."""
+    campaigns: str = ""
+    """Hash of the campaigns' history up to the stream time of renders."""
 
 
 def _says(view: Viewability) -> int:
@@ -207,9 +208,14 @@ def _seed(source: str | None) -> int:
 class Partition:
     """The state of one partition: build it empty, `fold` a journal into it, then `apply` batches and `take` deltas."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, campaigns: Campaigns | None = None, segments: Sequence[str] = ()) -> None:
         self.rules = rules
         self._plain_rules = rules.plain()
+        self.journaled_rules: PlainRules = {}
+        self.journaled_campaigns = ""
+        """What the newest journal record was written under: nothing if there is none, or if it does not say."""
+        self.campaigns = campaigns or Campaigns(billing_source=rules.billing_source)
+        """Terms of renders to come; those of a remembered impression are remembered with it."""
         self.seq = 0
         """Number of the journal record that is being gathered."""
         self.bound = 0
@@ -220,11 +226,12 @@ class Partition:
         self.unchecked = 0
         """How many counted renders could not be asked whether they are refreshes."""
         self.anchors = Anchors(rules.refresh_interval_ms, rules.refresh_slack_ms)
+        self.caps = Caps()
         self._datacenters = Addresses(rules.datacenters)
         self._click_credits = MEASURABLE | VIEWABLE if rules.click_makes_viewable else 0
         self.impressions = Impressions()
         self.clicked: dict[int, set[int]] = {}
-        self.ledgers: dict[tuple[str, str, str], Ledger] = {}
+        self.books = Books(segments)
         self.waiting: dict[int, list[Waiting]] = {}
         """What waits for each identity, in the order in which it came."""
         self.pending = dict.fromkeys(TOPICS, 0)
@@ -303,8 +310,11 @@ class Partition:
         if key in self.impressions.index and self._is_duplicate(key, ts):
             return _DUPLICATE
         outcome, born, place = self._judge(render, progress.stream_time - ts)
-        cost, ledger = self._priced(render) if born else (0, NOBODYS)
-        self._remember(key, ts, cost, ledger, born, place)
+        cost, ledgers = 0, NOBODYS
+        if born:
+            cost, agreed, ledgers = self._priced(render, born)
+            born |= agreed
+        self._remember(key, ts, cost, ledgers, born, place)
         if key in self.waiting:
             self._meet_waiting(key, self.impressions.end - 1)
         return outcome
@@ -316,7 +326,8 @@ class Partition:
             if reason is not None:
                 self.invalid[reason] += 1
                 return _INVALID_TRAFFIC, INVALID, NOWHERE
-        place = place_of(render) if self.rules.refresh_interval_ms else NOWHERE
+        asks = self.rules.refresh_interval_ms and self.rules.key == "viewer"
+        place = place_of(render) if asks else NOWHERE
         if self._is_refresh(render, place, behind_ms):
             return _REFRESH, 0, NOWHERE
         born = COUNTED | standard_of(render) * 8
@@ -413,17 +424,32 @@ class Partition:
             self._clicks.append((row, click))
         return _COUNTED
 
-    def _priced(self, render: Render) -> tuple[int, Ledger]:
-        """Return what a render costs in nano-units, and whose figures it goes to."""
-        cost = impression_nano(bytes(render.price), render.price_unit or "cpm")
-        currency = NO_CURRENCY if cost is None else render.currency or DEFAULT_CURRENCY
-        return cost or 0, self._ledger((render.campaign_id, currency, render.source or DEFAULT_SOURCE))
+    # --- what an impression costs and where it is counted ----------------------------------------------------------
 
-    def _ledger(self, name: tuple[str, str, str]) -> Ledger:
-        ledger = self.ledgers.get(name)
-        if ledger is None:
-            ledger = self.ledgers[name] = Ledger(Series(*name))
-        return ledger
+    def _priced(self, render: Render, born: int) -> tuple[int, int, Ledgers]:
+        """Return what a render costs in nano-units, for what and whether over the cap (bits of a row), and its ledgers.
+
+        Its own price holds unless its campaign has terms.
+        """
+        campaign = self.campaigns.by_id.get(render.campaign_id)
+        terms = None if campaign is None else campaign.terms_at(render.ts)
+        agreed = 0
+        if campaign is None or terms is None:
+            cost = impression_nano(bytes(render.price), render.price_unit or "cpm")
+            currency = NO_CURRENCY if cost is None else render.currency or DEFAULT_CURRENCY
+        else:
+            cost, currency, agreed = terms.nano, campaign.currency, BASIS[terms.model]
+        if campaign is not None and born & COUNTED and (terms is not None or not campaign.terms):
+            agreed |= self._capped(render, campaign.cap)
+        return cost or 0, agreed, self.books.of(render, currency)
+
+    def _capped(self, render: Render, cap: Cap | None) -> int:
+        """Count a viewer's impressions of a campaign; return the bit of those over the cap."""
+        if cap is None or not render.viewer_id or self.rules.key != "viewer":
+            return 0
+        campaign = xxhash.xxh3_64_intdigest(render.campaign_id.encode(), _seed(render.source))
+        viewer = xxhash.xxh3_64_intdigest(render.viewer_id.encode(), campaign)
+        return OVER_CAP if self.caps.add(viewer, cap, render.ts) else 0
 
     # --- waiting for a render --------------------------------------------------------------------------------------
 
@@ -465,19 +491,22 @@ class Partition:
 
     # --- effects: what `apply` does and `fold` repeats -------------------------------------------------------------
 
-    def _remember(self, key: int, ts: int, cost: int, ledger: Ledger, born: int, place: int) -> None:
-        self.impressions.append(key, ts, cost, ledger, born)
+    def _remember(self, key: int, ts: int, cost: int, ledgers: Ledgers, born: int, place: int) -> None:
+        self.impressions.append(key, ts, cost, ledgers, born)
         if place:
             self._anchor(place, ts)
-        if born & (COUNTED | INVALID) and ts >= self.bound:
-            cell = ledger.touch(ts - ts % PANE_MS)
-            cell.gross += 1
-            if born & COUNTED:
-                cell.served += 1
-                cell.spend += cost
-                cell.revision += 1
-                if born & DECLARED:
-                    cell.declared += 1
+        if ts >= self.bound:
+            for ledger in ledgers:
+                cell = ledger.touch(ts - ts % PANE_MS)
+                cell.gross += 1
+                if born & COUNTED:
+                    cell.served += 1
+                    cell.revision += 1
+                    if not born & (PER_VIEWABLE | PER_CLICK):
+                        cell.spend += cost
+                    if born & (DECLARED | OVER_CAP):
+                        cell.declared += bool(born & DECLARED)
+                        cell.over_cap += bool(born & OVER_CAP)
 
     def _anchor(self, place: int, ts: int) -> None:
         self.anchors.add(place, ts)
@@ -495,23 +524,25 @@ class Partition:
             self.clicked.setdefault(row, set()).add(click)
         ts = impressions.ts[position]
         if ts >= self.bound:
-            cell = impressions.ledgers[position].touch(ts - ts % PANE_MS)
-            cell.revision += 1
-            if not says:
-                cell.clicks += 1
-            gained = after & ~before
-            if gained & MEASURABLE:
-                cell.measurable += 1
-            if gained & VIEWABLE:
-                cell.viewable += 1
+            born, cost, gained = impressions.born[position], impressions.cost[position], after & ~before
+            for ledger in impressions.ledgers[position]:
+                cell = ledger.touch(ts - ts % PANE_MS)
+                cell.revision += 1
+                if not says:
+                    cell.clicks += 1
+                    if born & PER_CLICK:
+                        cell.spend += cost
+                if gained & MEASURABLE:
+                    cell.measurable += 1
+                if gained & VIEWABLE:
+                    cell.viewable += 1
+                    if born & PER_VIEWABLE:
+                        cell.spend += cost
 
     def _forget(self, bound: int) -> None:
         """Forget panes before a bound, and renders that neither a view nor a duplicate can refer to any more."""
         if bound > self.bound:
-            for name, ledger in list(self.ledgers.items()):
-                ledger.forget(self.bound, bound)
-                if not ledger.panes:
-                    del self.ledgers[name]
+            self.books.forget(self.bound, bound)
             self.bound = bound
         horizon = self._earliest_possible_render() - self.rules.dedup_horizon_ms
         for row in self.impressions.forget_before(min(bound, horizon)):
@@ -530,19 +561,11 @@ class Partition:
 
     def touched(self) -> list[Touched]:
         """Return the cells that changed since the last `take`: read them before the next `apply`."""
-        return [
-            Touched(ledger.series, pane, ledger.panes[pane])
-            for ledger in self.ledgers.values()
-            for pane in sorted(ledger.touched)
-        ]
+        return self.books.touched()
 
     def cells(self) -> list[Touched]:
         """Return every cell that is held: read them before the next `apply`."""
-        return [
-            Touched(ledger.series, pane, cell)
-            for ledger in self.ledgers.values()
-            for pane, cell in sorted(ledger.panes.items())
-        ]
+        return self.books.cells()
 
     def take(self, confirmed: int = 0) -> Delta:
         """Close the journal record that is being gathered and return it; what is below `confirmed` is forgotten.
@@ -564,6 +587,8 @@ class Partition:
             unchecked=self.unchecked,
             click_credits=self._click_credits,
             rules=self._plain_rules,
+            caps=self.caps.take(self.seq),
+            campaigns=self.campaigns.digest(self.progress[RENDERS].stream_time),
         )
         self._close(delta)
         return delta
@@ -576,9 +601,14 @@ class Partition:
         for where in delta.settled:
             if where in self._held:
                 self._release(self._held[where])
-        for key, ts, cost, series, born, place in delta.rows:
-            ledger = self._ledger((series.campaign_id, series.currency, series.source)) if born else NOBODYS
-            self._remember(key, ts, cost, ledger, born, place)
+        rows = delta.rows
+        segments = rows.segments or [[]] * len(rows.series)
+        ledgers = [
+            NOBODYS if one == NOBODY else self.books.open(one, more)
+            for one, more in zip(rows.series, segments, strict=True)
+        ]
+        for key, ts, cost, which, born, place in rows:
+            self._remember(key, ts, cost, ledgers[which], born, place)
         for row, says, click in delta.marks:
             if row >= self.impressions.first:
                 self._mark(row, says, click, delta.click_credits)
@@ -588,13 +618,15 @@ class Partition:
         self.reasons = dict(delta.reasons)
         self.invalid |= delta.invalid
         self.unchecked = delta.unchecked
+        self.caps.tell(delta.seq, delta.caps)
         self._close(delta)
 
     def _close(self, delta: Delta) -> None:
-        for ledger in self.ledgers.values():
-            ledger.touched.clear()
+        self.journaled_rules, self.journaled_campaigns = delta.rules, delta.campaigns
+        self.books.close()
         self._forget(delta.bound)
         self.anchors.forget(self.progress[RENDERS].stream_time)
+        self.caps.forget(self._earliest_possible_render())
         self._records.append((delta.seq, self.impressions.end, self._newest_anchor))
         self.seq = delta.seq + 1
         self._open()
@@ -609,6 +641,8 @@ class Partition:
         while len(self._records) > 1:
             seq, end, newest_anchor = self._records[0]
             if end > self.impressions.first or seq in needed or newest_anchor >= self.anchors.since:
+                break
+            if self.caps.carry(seq):
                 break
             numbers.append(seq)
             self._records.popleft()

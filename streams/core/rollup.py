@@ -10,14 +10,16 @@ kept with the sums, and whatever lies below it is ignored ever after.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from streams.core import rates
+from streams.core.campaigns import Campaigns
 from streams.core.money import decimal_text
-from streams.core.panes import TUMBLING_MS, Cell, Rolling, Series, minute_of, pane_of
-from streams.core.partition import NEVER, Touched
+from streams.core.panes import TUMBLING_MS, Cell, Rolling, Series, Touched, minute_of, pane_of
+from streams.core.partition import NEVER
+from streams.core.rules import DAY
 
 PUBLISH_DELAY_MS = 10_000
 """A tumbling window is first published when stream time has passed its end by this much."""
@@ -105,6 +107,25 @@ class Window(msgspec.Struct, frozen=True):
     final: bool
 
 
+class Farewell(msgspec.Struct, frozen=True):
+    """The last record of a campaign and currency that is forgotten: all that it ever had, up to a time in ms."""
+
+    campaign_id: str
+    currency: str
+    until: int
+    served: int
+    measurable: int
+    viewable: int
+    clicks: int
+    spend: str
+    cpm: float | None
+    vcpm: float | None
+    viewable_rate: float | None
+    measured_rate: float | None
+    revision: int
+    final: bool = True
+
+
 class Account:
     """All that is known of one series: its minutes by source partition, its totals and its rolling windows."""
 
@@ -135,12 +156,33 @@ class Account:
         return total
 
 
+def _figures(series: Series, cell: Cell) -> dict[str, Any]:
+    """Return what a record on `campaign-windows` says of a cell, by the names of its fields."""
+    return {
+        "campaign_id": series.campaign_id,
+        "currency": series.currency,
+        "served": cell.served,
+        "measurable": cell.measurable,
+        "viewable": cell.viewable,
+        "clicks": cell.clicks,
+        "spend": decimal_text(cell.spend),
+        "cpm": rates.cpm(cell),
+        "vcpm": rates.vcpm(cell),
+        "viewable_rate": rates.viewable_rate(cell),
+        "measured_rate": rates.measured_rate(cell),
+        "revision": cell.revision,
+    }
+
+
 class Rollup:
     """The state of one partition of campaigns. Build it empty and `load` its table rows, then `apply` partials."""
 
-    def __init__(self, windows_ms: tuple[int, ...], billing_source: str) -> None:
+    def __init__(
+        self, windows_ms: tuple[int, ...], campaigns: Campaigns | None = None, ttl_ms: int = 30 * DAY
+    ) -> None:
         self.windows_ms = windows_ms
-        self.billing_source = billing_source
+        self.ttl_ms = ttl_ms
+        self.campaigns = campaigns or Campaigns()
         self.heads: dict[int, Head] = {}
         self.accounts: dict[Series, Account] = {}
         self._by_minute: dict[int, set[Series]] = {}
@@ -233,28 +275,36 @@ class Rollup:
         return [
             self._window(self.accounts[series], minute, final)
             for minute, series in sorted(ready)
-            if series.source == self.billing_source
+            if self.campaigns.is_billed(series)
         ]
 
     def _window(self, account: Account, minute: int, final: int) -> Window:
-        cell, series = account.sum_of(minute), account.series
-        return Window(
-            campaign_id=series.campaign_id,
-            currency=series.currency,
-            start=minute,
-            end=minute + TUMBLING_MS,
-            served=cell.served,
-            measurable=cell.measurable,
-            viewable=cell.viewable,
-            clicks=cell.clicks,
-            spend=decimal_text(cell.spend),
-            cpm=rates.cpm(cell),
-            vcpm=rates.vcpm(cell),
-            viewable_rate=rates.viewable_rate(cell),
-            measured_rate=rates.measured_rate(cell),
-            revision=cell.revision,
-            final=minute + TUMBLING_MS <= final,
-        )
+        end = minute + TUMBLING_MS
+        return Window(start=minute, end=end, final=end <= final, **_figures(account.series, account.sum_of(minute)))
+
+    # --- campaigns that have ended ---------------------------------------------------------------------------------
+
+    def ended(self) -> list[Series]:
+        """Return the series without an event for as long as a campaign is remembered, all of them folded."""
+        return [
+            account.series
+            for account in self.accounts.values()
+            if not account.minutes and account.lifetime.bound <= self.now - self.ttl_ms
+        ]
+
+    def farewell(self, series: Series) -> Farewell | None:
+        """Return the last word on a series; None where no one is billed by it."""
+        if not self.campaigns.is_billed(series):
+            return None
+        lifetime = self.accounts[series].lifetime
+        return Farewell(until=lifetime.bound, **_figures(series, lifetime.cell))
+
+    def forget(self, ended: Iterable[Series]) -> None:
+        """Forget series that have ended, when their last word is confirmed; those that live again are kept."""
+        for series in ended:
+            if not self.accounts[series].minutes:
+                del self.accounts[series]
+                self._changed.add(RowKey(series, None))
 
     # --- rows of the table -----------------------------------------------------------------------------------------
 
@@ -288,7 +338,9 @@ class Rollup:
         if key.partition is not None:
             return self.heads[key.partition]
         assert key.series is not None  # noqa: S101
-        account = self.accounts[key.series]
+        account = self.accounts.get(key.series)
+        if account is None:
+            return None
         return account.lifetime if key.minute is None else account.minutes.get(key.minute)
 
     def load(self, rows: Iterable[tuple[RowKey, Row]]) -> None:

@@ -5,7 +5,7 @@ Law: the same records under the same rules give the same numbers, so every one o
 
 from enum import IntEnum
 from ipaddress import IPv4Network, IPv6Network
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 import xxhash
@@ -13,9 +13,10 @@ import xxhash
 SECOND: Final = 1_000
 MINUTE: Final = 60 * SECOND
 HOUR: Final = 60 * MINUTE
+DAY: Final = 24 * HOUR
 
 Network = IPv4Network | IPv6Network
-
+Key = Literal["viewer", "impression"]
 
 PlainRules = dict[str, bool | int | str]
 
@@ -64,7 +65,13 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     click_makes_viewable: bool = False
     datacenters: tuple[Network, ...] = ()
     """Where invalid traffic comes from, unless a server stitched the ad in."""
+    crawlers: str = ""
+    """Which list of crawlers user agents are looked up in."""
     billing_source: str = "adserver"
+    key: Key = "viewer"
+    """What events are keyed by. Keyed by impression, nobody sees all renders of one viewer in order."""
+    windows: str = "1m,5m,1h"
+    """The rolling windows: a minute that has left the longest one is not held any more."""
 
     def plain(self) -> PlainRules:
         """Return every rule by its name, as a journal record holds it: of networks, a hash."""

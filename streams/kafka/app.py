@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
 from mode import CrashingSupervisor
 
+from streams.core.campaigns import Campaigns
 from streams.core.events import RENDERS, TOPICS
 from streams.kafka.qualify import Qualify
 from streams.kafka.rollup import RollupStage
@@ -77,7 +78,12 @@ class Worker:
     """
 
     def __init__(
-        self, settings: Settings, partitions: int, on_commit: Callable[[float], None], accept_settings: bool = False
+        self,
+        settings: Settings,
+        campaigns: Campaigns,
+        partitions: int,
+        on_commit: Callable[[float], None],
+        accept_settings: bool = False,
     ) -> None:
         self._settings = settings
         self._on_commit = on_commit
@@ -91,11 +97,14 @@ class Worker:
             partitions,
             self._table(JOURNAL, partitions),
             self._consumer,
+            campaigns,
+            settings.segments,
             accept_settings,
         )
         self.rollup = RollupStage(
             settings.windows_ms,
-            settings.billing_source,
+            campaigns,
+            settings.campaign_ttl,
             settings.topic_prefix,
             self._table(CAMPAIGNS, partitions),
             self._consumer,
@@ -175,6 +184,13 @@ class Worker:
                 await client.send(client.get_random_node(), MetadataRequest([]))
                 self._reached_at = monotonic()
             await self._app.sleep(PROBE_S)
+
+    def change_campaigns(self, campaigns: Campaigns) -> list[str]:
+        """Let another file of campaigns hold from now on; see `Qualify.change_campaigns`."""
+        rewritten = self.qualify.change_campaigns(campaigns)
+        if not rewritten:
+            self.rollup.change_campaigns(campaigns)
+        return rewritten
 
     # --- partitions --------------------------------------------------------------------------------------------------
 

@@ -12,8 +12,10 @@ from typing import Any, Final, NamedTuple
 
 import xxhash
 
+from streams.core.campaigns import Campaigns
 from streams.core.events import RENDERS, TOPICS
-from streams.core.partition import NEVER, Batch, Partition, Touched
+from streams.core.panes import Touched
+from streams.core.partition import NEVER, Batch, Partition
 from streams.core.rollup import Head, Partial
 from streams.core.rules import PlainRules, Rules
 from streams.kafka.backlog import Backlog, Chunk
@@ -108,9 +110,13 @@ class Qualify:
         partitions: int,
         journal: PartitionTable,
         flow: Flow,
+        campaigns: Campaigns,
+        segments: tuple[str, ...] = (),
         accept_settings: bool = False,
     ) -> None:
         self.rules = rules
+        self.campaigns = campaigns
+        self.segments = segments
         self.prefix = prefix
         self.idle_s = idle_s
         self.partitions = partitions
@@ -136,9 +142,8 @@ class Qualify:
         self.owned = {number: Owned(number, self._folded(number, records[number])) for number in sorted(wanted)}
 
     def _folded(self, number: int, records: list[tuple[int, int, bytes]]) -> Partition:
-        state = Partition(self.rules)
+        state = Partition(self.rules, self.campaigns, self.segments)
         fences: list[int] | None = None
-        rules: PlainRules = {}
         for epoch, seq, value in sorted(records):
             try:
                 delta = decode_delta(value)
@@ -148,9 +153,31 @@ class Qualify:
                 raise JournalError(f"journal record {number}/{epoch}/{seq}: a record before it is missing")
             state.fold(delta)
             fences = [progress.fence for progress in delta.progress]
-            rules = delta.rules
-        self._check_rules(number, rules)
+        self._check_rules(number, state.journaled_rules)
+        self._check_campaigns(number, state)
         return state
+
+    def _check_campaigns(self, number: int, state: Partition) -> None:
+        """Refuse a file of campaigns that says of the past what another one said before. Raises JournalError."""
+        history = self.campaigns.digest(state.progress[RENDERS].stream_time)
+        if state.journaled_campaigns not in ("", history) and not self.accept_settings:
+            raise JournalError(
+                f"partition {number} was counted with other campaigns: in STREAMS_CAMPAIGNS, terms that have begun are "
+                "not as they were. Set them back, or let them hold from now on with: streams worker --accept-settings"
+            )
+
+    def change_campaigns(self, campaigns: Campaigns) -> list[str]:
+        """Let another file of campaigns hold from now on, for renders to come.
+
+        Returns the ids of campaigns whose terms it changes for times that have passed; then nothing is changed.
+        """
+        own = (one.state.progress[RENDERS].stream_time for one in self.owned.values())
+        rewritten = self.campaigns.rewritten_by(campaigns, max(self.newest_elsewhere(), *own, NEVER))
+        if not rewritten:
+            self.campaigns = campaigns
+            for owned in self.owned.values():
+                owned.state.campaigns = campaigns
+        return rewritten
 
     def _check_rules(self, number: int, before: PlainRules) -> None:
         """Refuse rules that are not those of a partition's newest journal record. Raises JournalError."""

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Iterable
 from time import monotonic
 from typing import Any
 
+from streams.core.campaigns import Campaigns
+from streams.core.panes import Series
 from streams.core.partition import NEVER
 from streams.core.rollup import Rollup, Row, RowKey
 from streams.kafka.topics import PARTIALS, WINDOWS
@@ -33,10 +35,17 @@ class RollupStage:
     """The agent of stage 2 and its commits."""
 
     def __init__(
-        self, windows_ms: tuple[int, ...], billing_source: str, prefix: str, table: PartitionTable, flow: Flow
+        self,
+        windows_ms: tuple[int, ...],
+        campaigns: Campaigns,
+        ttl_ms: int,
+        prefix: str,
+        table: PartitionTable,
+        flow: Flow,
     ) -> None:
         self.windows_ms = windows_ms
-        self.billing_source = billing_source
+        self.ttl_ms = ttl_ms
+        self.campaigns = campaigns
         self.prefix = prefix
         self.table = table
         self.flow = flow
@@ -51,7 +60,7 @@ class RollupStage:
 
     def claim(self, numbers: Iterable[int]) -> None:
         """Take partitions over: load the rows of each. Raises TableError."""
-        self.owned = {number: Rollup(self.windows_ms, self.billing_source) for number in sorted(numbers)}
+        self.owned = {number: Rollup(self.windows_ms, self.campaigns, self.ttl_ms) for number in sorted(numbers)}
         rows: dict[int, list[tuple[RowKey, Row]]] = {number: [] for number in self.owned}
         for data, value in self.table.items():
             number, key = decode_row_key(data)
@@ -62,6 +71,12 @@ class RollupStage:
                     raise TableError(f"row {number}/{key}: {error}") from None
         for number, rollup in self.owned.items():
             rollup.load(rows[number])
+
+    def change_campaigns(self, campaigns: Campaigns) -> None:
+        """Let another file of campaigns hold from now on."""
+        self.campaigns = campaigns
+        for rollup in self.owned.values():
+            rollup.campaigns = campaigns
 
     def release(self) -> None:
         """Forget all partitions: their state lives on in the table and the partials."""
@@ -103,20 +118,24 @@ class RollupStage:
             positions, owned = dict(self.positions), dict(self.owned)
             if positions == self._committed:
                 return
-            self._step_1_windows(owned)
+            ended = {number: rollup.ended() for number, rollup in owned.items()}
+            self._step_1_windows(owned, ended)
             self._step_2_rows(owned)
             await self.outbox.flush()
-            for rollup in owned.values():
+            for number, rollup in owned.items():
                 rollup.fold_final()
+                rollup.forget(ended[number])
             for number, position in positions.items():
                 self.flow.done(self.prefix + PARTIALS, number, position)
             self._committed = positions
 
-    def _step_1_windows(self, owned: dict[int, Rollup]) -> None:
-        """Publish the tumbling windows that are due."""
+    def _step_1_windows(self, owned: dict[int, Rollup], ended: dict[int, list[Series]]) -> None:
+        """Publish the tumbling windows that are due, and the last word on campaigns that have ended."""
         for number, rollup in owned.items():
-            for window in rollup.windows():
-                self.outbox.send(self.prefix + WINDOWS, window_key(window), encode_window(window), partition=number)
+            farewells = [rollup.farewell(series) for series in ended[number]]
+            for word in (*rollup.windows(), *farewells):
+                if word is not None:
+                    self.outbox.send(self.prefix + WINDOWS, window_key(word), encode_window(word), partition=number)
 
     def _step_2_rows(self, owned: dict[int, Rollup]) -> None:
         """Write the rows that changed, each whole."""

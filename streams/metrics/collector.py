@@ -3,7 +3,7 @@
 Series end when their campaign ends, a ratio without denominator has no series, and known label sets start at 0.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client import disable_created_metrics
@@ -11,13 +11,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector as BaseCollector
 
 from streams.core import rates
+from streams.core.campaigns import Campaigns
 from streams.core.events import NO_CURRENCY, TOPICS
 from streams.core.money import NANO
 from streams.core.panes import Cell
 from streams.core.partition import NEVER
 from streams.core.rules import OUTCOME_NAMES
 from streams.core.traffic import INVALID_REASONS
-from streams.metrics.reading import Line, Reading, by_campaign, lines
+from streams.metrics.reading import Line, Reading, Shown, by_campaign, shown, summed
 from streams.wire.events import REASONS
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -32,6 +33,7 @@ _TOTALS: Final[list[tuple[str, str, Callable[[Cell], _Number]]]] = [
     ("ads_spend", "What the served impressions cost, in currency units", lambda cell: cell.spend / NANO),
     ("ads_gross_impressions", "Served and invalid impressions", lambda cell: cell.gross),
     ("ads_declared_refresh_impressions", "Served impressions declared to be refreshes", lambda cell: cell.declared),
+    ("ads_over_cap_impressions", "Served impressions beyond the frequency cap", lambda cell: cell.over_cap),
 ]
 _WINDOWS: Final[list[tuple[str, str, Callable[[Cell], _Number]]]] = [
     ("ads_window_served", "Impressions that count in the window", lambda cell: cell.served),
@@ -51,6 +53,13 @@ _COUNT_RATES: Final = [
     ("ads_measured_rate", "Measurable / served", rates.measured_rate),
     ("ads_ctr", "Clicks / served", rates.ctr),
 ]
+_SEGMENTS: Final[list[tuple[str, str, Callable[[Cell, int], _Number | None]]]] = [
+    ("ads_segment_served", "Impressions of the segment that count", lambda cell, _: cell.served),
+    ("ads_segment_measurable", "Measurable impressions of the segment", lambda cell, _: cell.measurable),
+    ("ads_segment_viewable", "Viewable impressions of the segment", lambda cell, _: cell.viewable),
+    ("ads_segment_clicks", "Clicks of the segment's impressions", lambda cell, _: cell.clicks),
+    ("ads_segment_viewable_rate", "Viewable / measurable of the segment", rates.viewable_rate),
+]
 
 
 class Collector(BaseCollector):
@@ -60,15 +69,15 @@ class Collector(BaseCollector):
         self,
         read: Callable[[], Reading],
         windows: tuple[str, ...],
-        billing_source: str,
         version: str,
         min_sample: int = 1,
+        max_campaigns: int = 5_000,
     ) -> None:
         self._read = read
         self._windows = windows
-        self._billing_source = billing_source
         self._version = version
         self._min_sample = min_sample
+        self._max_campaigns = max_campaigns
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing, so that registering does not read a state that is not there yet."""
@@ -77,12 +86,17 @@ class Collector(BaseCollector):
     def collect(self) -> Iterator[Metric]:
         """Yield every metric family."""
         reading = self._read()
-        shown = list(lines(reading))
-        billed = [line for line in shown if line.source == self._billing_source]
-        yield from self._totals(billed)
-        yield from self._window_gauges(billed)
-        yield from self._ratios(billed)
-        yield from self._sources(shown)
+        lines = shown(reading, self._max_campaigns)
+        campaigns = by_campaign([*lines.billed, *lines.others])
+        yield from self._totals(lines.billed)
+        yield from self._window_gauges([*lines.billed, *lines.others])
+        yield from self._ratios(campaigns)
+        yield from self._sources(lines)
+        yield from self._segments(lines.segments)
+        yield _targets(reading.campaigns, campaigns)
+        yield GaugeMetricFamily(
+            "streams_overflow_campaigns", "Campaigns that are shown as one, _other", lines.overflow
+        )
         yield from _events(reading)
         yield from _partitions(reading)
         yield from self._worker(reading)
@@ -91,13 +105,13 @@ class Collector(BaseCollector):
         for name, text, figure in _TOTALS:
             family = CounterMetricFamily(name, text, labels=["campaign", "currency"])
             for line in billed:
-                family.add_metric([line.campaign, line.currency], figure(line.total))
+                family.add_metric([line.series.campaign_id, line.series.currency], figure(line.total))
             yield family
 
     def _in_windows(self, billed: list[Line]) -> Iterator[tuple[list[str], Cell]]:
         for line in billed:
             for window, cell in zip(self._windows, line.windows or (), strict=False):
-                yield [line.campaign, line.currency, window], cell
+                yield [line.series.campaign_id, line.series.currency, window], cell
 
     def _window_gauges(self, billed: list[Line]) -> Iterator[Metric]:
         cells = list(self._in_windows(billed))
@@ -114,8 +128,7 @@ class Collector(BaseCollector):
                     family.add_metric(labels, value)
             yield family
 
-    def _ratios(self, billed: list[Line]) -> Iterator[Metric]:
-        campaigns = by_campaign(billed)
+    def _ratios(self, campaigns: Mapping[str, list[Cell]]) -> Iterator[Metric]:
         for name, text, rate in _COUNT_RATES:
             family = GaugeMetricFamily(name, text, labels=["campaign", "window"])
             for campaign, cells in campaigns.items():
@@ -125,10 +138,10 @@ class Collector(BaseCollector):
                         family.add_metric([campaign, window], value)
             yield family
 
-    def _sources(self, shown: list[Line]) -> Iterator[Metric]:
+    def _sources(self, lines: Shown) -> Iterator[Metric]:
         totals: dict[tuple[str, str], int] = {}
-        for line in shown:
-            place = line.campaign, line.source
+        for line in (*lines.billed, *lines.foreign):
+            place = line.series.campaign_id, line.series.source
             totals[place] = totals.get(place, 0) + line.total.served
         family = CounterMetricFamily(
             "ads_source_impressions", "Impressions that count, by who counted", labels=["campaign", "source"]
@@ -136,28 +149,34 @@ class Collector(BaseCollector):
         for place, served in totals.items():
             family.add_metric(list(place), served)
         yield family
-        yield self._discrepancies(shown)
+        yield self._discrepancies(lines)
 
-    def _discrepancies(self, shown: list[Line]) -> Metric:
+    def _discrepancies(self, lines: Shown) -> Metric:
         family = GaugeMetricFamily(
             "ads_discrepancy_ratio",
             "(Source - billing source) / one of the two, of impressions in the window",
             labels=["campaign", "source", "window", "of"],
         )
-        by_source = {
-            source: by_campaign([line for line in shown if line.source == source])
-            for source in {line.source for line in shown}
-        }
-        billing = by_source.pop(self._billing_source, {})
-        for source, campaigns in by_source.items():
-            for campaign, cells in campaigns.items():
-                billed = billing.get(campaign, [Cell() for _ in cells])
-                for window, cell, other in zip(self._windows, cells, billed, strict=True):
-                    for of, base in (("source", cell.served), ("billing", other.served)):
-                        value = rates.ratio(cell.served - other.served, base, self._min_sample)
-                        if value is not None:
-                            family.add_metric([campaign, source, window, of], value)
+        billing = by_campaign(lines.billed)
+        for (campaign, source), cells in summed(lines.foreign, lambda one: (one.campaign_id, one.source)).items():
+            billed = billing.get(campaign, [Cell() for _ in cells])
+            for window, cell, other in zip(self._windows, cells, billed, strict=True):
+                for of, base in (("source", cell.served), ("billing", other.served)):
+                    value = rates.ratio(cell.served - other.served, base, self._min_sample)
+                    if value is not None:
+                        family.add_metric([campaign, source, window, of], value)
         return family
+
+    def _segments(self, segments: list[Line]) -> Iterator[Metric]:
+        sums = summed(segments, lambda one: (one.campaign_id, one.dimension, one.value))
+        for name, text, figure in _SEGMENTS:
+            family = GaugeMetricFamily(name, text, labels=["campaign", "dimension", "value", "window"])
+            for place, cells in sums.items():
+                for window, cell in zip(self._windows, cells, strict=True):
+                    value = figure(cell, self._min_sample)
+                    if value is not None:
+                        family.add_metric([*place, window], value)
+            yield family
 
     def _worker(self, reading: Reading) -> Iterator[Metric]:
         if reading.recovery_seconds is not None:
@@ -178,6 +197,18 @@ class Collector(BaseCollector):
         build = GaugeMetricFamily("streams_build_info", "1, with the version as label", labels=["version"])
         build.add_metric([self._version], 1)
         yield build
+
+
+def _targets(agreed: Campaigns, campaigns: Iterable[str]) -> Metric:
+    """Targets of the campaigns that have gauges here: whoever shows the rate shows the target."""
+    family = GaugeMetricFamily(
+        "ads_viewability_target_ratio", "The viewable rate that was agreed", labels=["campaign"]
+    )
+    for name in campaigns:
+        campaign = agreed.by_id.get(name)
+        if campaign is not None and campaign.viewability_target is not None:
+            family.add_metric([name], campaign.viewability_target)
+    return family
 
 
 def _events(reading: Reading) -> Iterator[Metric]:

@@ -3,15 +3,22 @@
 Law: a reading changes nothing. Counts of a campaign may be added over its currencies; money never is.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from heapq import nlargest
+from typing import Final, NamedTuple, TypeVar
 
-from streams.core.panes import Cell
+from streams.core.campaigns import Campaigns
+from streams.core.panes import Cell, Series
 from streams.core.partition import NEVER, Partition
 from streams.core.rollup import Rollup
 
-QUIET_MS = 60_000
+K = TypeVar("K", bound=Hashable)
+
+QUIET_MS: Final = 60_000
 """After so long without any event, windows move on by the clock, so that no gauge freezes."""
+
+OTHER: Final = "_other"
+"""The campaign that stands for all that are not shown by name."""
 
 
 class Reading(NamedTuple):
@@ -27,26 +34,75 @@ class Reading(NamedTuple):
     """For how long no figure has changed while there was nothing to read; 0 while there is."""
     recovery_seconds: float | None
     up_to_date: bool
+    campaigns: Campaigns = Campaigns()
 
 
 class Line(NamedTuple):
-    """One campaign in one currency as one source counts it: lifetime totals, and a cell a rolling window if any."""
+    """The figures of one series: lifetime totals, and a cell a rolling window if it has any."""
 
-    campaign: str
-    currency: str
-    source: str
+    series: Series
     total: Cell
     windows: list[Cell] | None
 
 
-def lines(reading: Reading) -> Iterator[Line]:
-    """Yield every series that this worker adds up."""
+class Shown(NamedTuple):
+    """All that is shown of campaigns, by what it is."""
+
+    billed: list[Line]
+    """The figures of campaigns, as the source that bills them counts."""
+    foreign: list[Line]
+    """What other sources count."""
+    segments: list[Line]
+    """The billed figures, cut by one dimension."""
+    others: list[Line]
+    """Windows of the campaigns that are not shown by name, a line a currency."""
+    overflow: int
+    """How many campaigns are not shown by name."""
+
+
+def shown(reading: Reading, max_campaigns: int) -> Shown:
+    """Return every series that this worker adds up; above so many campaigns, those that served most by name."""
+    lines = list(_lines(reading))
+    names = _names(lines, max_campaigns)
+    result = Shown([], [], [], [], len({line.series.campaign_id for line in lines}) - len(names))
+    others: dict[str, list[Cell]] = {}
+    for line in lines:
+        series, billed = line.series, reading.campaigns.is_billed(line.series)
+        if series.campaign_id not in names:
+            if billed and line.windows is not None:
+                _add(others.setdefault(series.currency, [Cell() for _ in line.windows]), line.windows)
+        elif billed:
+            result.billed.append(line)
+        elif not series.dimension:
+            result.foreign.append(line)
+        elif series.source == reading.campaigns.billing_source_of(series.campaign_id):
+            result.segments.append(line)
+    result.others.extend(Line(Series(OTHER, currency, ""), Cell(), sums) for currency, sums in others.items())
+    return result
+
+
+def _lines(reading: Reading) -> Iterator[Line]:
     for rollup in reading.rollups.values():
         now = shown_time(rollup, reading.quiet_ms)
         for account in rollup.accounts.values():
-            series = account.series
-            windows = account.rolling.at(now)
-            yield Line(series.campaign_id, series.currency, series.source, account.total, windows)
+            yield Line(account.series, account.total, account.rolling.at(now))
+
+
+def _names(lines: list[Line], max_campaigns: int) -> Collection[str]:
+    """Return the campaigns that are shown by name."""
+    served: dict[str, int] = {}
+    for line in lines:
+        name = line.series.campaign_id
+        served[name] = max(served.get(name, 0), line.total.served)
+    if len(served) <= max_campaigns:
+        return served
+    served.pop(OTHER, None)
+    return set(nlargest(max_campaigns, served, key=lambda name: (served[name], name)))
+
+
+def _add(sums: list[Cell], cells: list[Cell]) -> None:
+    for total, cell in zip(sums, cells, strict=True):
+        total.add(cell)
 
 
 def shown_time(rollup: Rollup, quiet_ms: int) -> int:
@@ -54,12 +110,15 @@ def shown_time(rollup: Rollup, quiet_ms: int) -> int:
     return rollup.now + quiet_ms if rollup.now != NEVER and quiet_ms >= QUIET_MS else rollup.now
 
 
-def by_campaign(shown: list[Line]) -> dict[str, list[Cell]]:
+def by_campaign(lines: Iterable[Line]) -> dict[str, list[Cell]]:
     """Add up the windows of each campaign over its currencies: for ratios of counts only."""
-    campaigns: dict[str, list[Cell]] = {}
-    for line in shown:
+    return summed(lines, lambda series: series.campaign_id)
+
+
+def summed(lines: Iterable[Line], name_of: Callable[[Series], K]) -> dict[K, list[Cell]]:
+    """Add up the windows of lines with one name: for counts, and ratios of counts, only."""
+    sums: dict[K, list[Cell]] = {}
+    for line in lines:
         if line.windows is not None:
-            sums = campaigns.setdefault(line.campaign, [Cell() for _ in line.windows])
-            for total, cell in zip(sums, line.windows, strict=True):
-                total.add(cell)
-    return campaigns
+            _add(sums.setdefault(name_of(line.series), [Cell() for _ in line.windows]), line.windows)
+    return sums

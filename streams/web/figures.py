@@ -10,25 +10,25 @@ from streams.core.events import NO_CURRENCY, TOPICS
 from streams.core.money import decimal_text
 from streams.core.panes import Cell
 from streams.core.rules import OUTCOME_NAMES
-from streams.metrics.reading import Reading, lines
+from streams.metrics.reading import Reading, shown
 
 Row = dict[str, Any]
 
 
-def campaigns(reading: Reading, windows: tuple[str, ...], billing_source: str, min_sample: int) -> list[Row]:
-    """Return a row a campaign and currency of the billing source, the largest in the shortest window first."""
+def campaigns(reading: Reading, windows: tuple[str, ...], min_sample: int, max_campaigns: int) -> list[Row]:
+    """Return a row a campaign and currency as billed, the largest in the shortest window first."""
     rows = [
         {
-            "campaign_id": line.campaign,
-            "currency": line.currency,
+            "campaign_id": line.series.campaign_id,
+            "name": reading.campaigns.name_of(line.series.campaign_id),
+            "currency": line.series.currency,
             "total": _counts(line.total),
             "windows": {
-                name: _counts(cell) | _ratios(cell, line.currency, min_sample)
+                name: _counts(cell) | _ratios(cell, line.series.currency, min_sample)
                 for name, cell in zip(windows, line.windows or (), strict=False)
             },
         }
-        for line in lines(reading)
-        if line.source == billing_source
+        for line in shown(reading, max_campaigns).billed
     ]
     return sorted(rows, key=lambda row: (-_served(row, windows[0]), row["campaign_id"], row["currency"]))
 

@@ -20,7 +20,7 @@ function row(cells, tag = "td") {
 function campaignRow(campaign) {
   const shown = campaign.windows[selected] || {};
   return row([
-    campaign.campaign_id,
+    campaign.name || campaign.campaign_id,
     campaign.currency,
     count(shown.served),
     count(shown.measurable),

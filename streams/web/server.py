@@ -96,7 +96,7 @@ class Site:
         settings = self._settings
         return {
             "windows": settings.windows,
-            "campaigns": campaigns(reading, settings.windows, settings.billing_source, settings.min_sample),
+            "campaigns": campaigns(reading, settings.windows, settings.min_sample, settings.max_campaigns),
             "stream": stream(reading) | {"not_ready": self._not_ready()},
         }
 
@@ -114,7 +114,7 @@ class Site:
 def _table_row(row: Row, window: str) -> str:
     figures = row["windows"].get(window) or {}
     cells = [
-        row["campaign_id"],
+        row["name"] or row["campaign_id"],
         row["currency"],
         *(_number(figures.get(name)) for name in ("served", "measurable", "viewable")),
         _percent(figures.get("viewable_rate")),

@@ -13,7 +13,7 @@ import xxhash
 
 from streams.core.panes import Series
 from streams.core.partition import Delta, Refused
-from streams.core.rollup import Clock, Head, Lifetime, Partial, Row, RowKey, Share, Window
+from streams.core.rollup import Clock, Farewell, Head, Lifetime, Partial, Row, RowKey, Share, Window
 
 FORMAT: Final = 2
 """Format 2 added to the end of journal records and cells; what format 1 left out is as if it had never happened."""
@@ -142,13 +142,14 @@ def decode_row(data: bytes) -> Row:
 # --- windows ----------------------------------------------------------------------------------------------------------
 
 
-def window_key(window: Window) -> bytes:
-    """Return the key `campaign|currency|start_ms` of a window on `campaign-windows`."""
-    return f"{window.campaign_id}|{window.currency}|{window.start}".encode()
+def window_key(window: Window | Farewell) -> bytes:
+    """Return the key on `campaign-windows`: `campaign|currency|start_ms`, or `campaign|currency|lifetime`."""
+    which = window.start if isinstance(window, Window) else "lifetime"
+    return f"{window.campaign_id}|{window.currency}|{which}".encode()
 
 
-def encode_window(window: Window) -> bytes:
-    """Return a window as JSON."""
+def encode_window(window: Window | Farewell) -> bytes:
+    """Return a window, or the last word on a campaign, as JSON."""
     return msgspec.json.encode(window)
 
 
