@@ -4,13 +4,23 @@ from collections import defaultdict
 from random import Random
 from typing import Any
 
+import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.core.panes import Cell, Rolling, Series, Touched
 from streams.core.partition import NEVER
-from streams.core.rollup import Head, Lifetime, Partial, Rollup, Window
-from streams.wire.records import decode_partial, decode_row, decode_row_key, encode_row, encode_row_key
+from streams.core.rollup import Farewell, Head, Lifetime, Partial, Rollup, RowKey, Window
+from streams.wire.campaigns import parse_campaigns
+from streams.wire.records import (
+    decode_partial,
+    decode_row,
+    decode_row_key,
+    encode_row,
+    encode_row_key,
+    encode_window,
+    window_key,
+)
 from tests import oracle
 from tests.logs import RULES, TOPICS, seeded_logs
 from tests.runs import Run, assert_same_state
@@ -377,3 +387,82 @@ def test_a_recovered_rollup_shows_the_windows_of_the_live_one_even_when_a_partit
     again = Rollup((MIN,))
     again.load([(key, row) for key, row in total.changed() if row is not None])
     assert in_windows(again) == in_windows(total)
+
+
+# --- campaigns that have ended ----------------------------------------------------------------------------------------
+
+DAY = 24 * 60 * MIN
+
+
+def ended(*series: Series) -> Rollup:
+    """A rollup in which a minute of each series was folded and a day has passed since."""
+    total = Rollup((MIN,), ttl_ms=DAY)
+    for one in series:
+        total.apply(partial(head(0, time=3 * MIN, final=MIN), {0: served(2, spend=10_000_000)}, series=one))
+    total.windows()
+    total.fold_final()
+    total.apply(partial(head(1, time=MIN + DAY, final=MIN + DAY)))
+    return total
+
+
+def test_a_campaign_ends_when_it_had_no_event_for_its_time_to_live_and_not_before():
+    total = Rollup((MIN,), ttl_ms=DAY)
+    total.apply(partial(head(0, time=3 * MIN, final=MIN), {0: served(2)}))
+    total.windows()
+    total.fold_final()
+    total.apply(partial(head(1, time=MIN + DAY - 1, final=MIN)))
+    assert total.ended() == []
+    total.apply(partial(head(2, time=MIN + DAY, final=MIN)))
+    assert total.ended() == [BILLED]
+
+
+def test_its_last_word_says_all_that_it_ever_had():
+    total = ended(BILLED)
+    word = total.farewell(BILLED)
+    assert word == Farewell("c", "USD", MIN, 2, 0, 0, 0, "0.01", 5.0, None, None, 0.0, 2)
+    assert word is not None
+    assert window_key(word) == b"c|USD|lifetime"
+    assert orjson.loads(encode_window(word)) == {
+        "campaign_id": "c", "currency": "USD", "until": MIN, "served": 2, "measurable": 0, "viewable": 0, "clicks": 0,
+        "spend": "0.01", "cpm": 5.0, "vcpm": None, "viewable_rate": None, "measured_rate": 0.0, "revision": 2,
+        "final": True,
+    }  # fmt: skip
+
+
+def test_what_has_ended_leaves_memory_and_table_and_begins_anew_when_it_comes_back():
+    total = ended(BILLED)
+    table = {key for key, row in total.changed() if row is not None}
+    assert RowKey(BILLED, None) in table
+    total.forget(total.ended())
+    assert dict(total.changed()) == {RowKey(BILLED, None): None}
+    assert total.accounts == {}
+    total.apply(partial(head(2, time=MIN + DAY, final=MIN), {DAY: served(1)}))
+    assert total_served(total) == 1
+
+
+def test_a_campaign_that_had_an_event_while_its_last_word_was_sent_is_kept():
+    total = ended(BILLED)
+    going = total.ended()
+    total.apply(partial(head(2, time=MIN + DAY, final=MIN), {DAY: served(1)}))
+    total.forget(going)
+    assert total_served(total) == 3
+
+
+def test_segments_and_other_sources_end_without_a_word():
+    segment, other = Series("c", "USD", "adserver", "country", "DE"), Series("c", "USD", "dsp")
+    total = ended(segment, other)
+    assert set(total.ended()) == {segment, other}
+    assert [total.farewell(series) for series in (segment, other)] == [None, None]
+
+
+def test_segments_have_no_tumbling_windows():
+    total = rollup(partial(head(time=2 * MIN), {0: served(1)}, series=Series("c", "USD", "adserver", "country", "DE")))
+    assert total.windows() == []
+
+
+def test_windows_are_those_of_the_source_that_bills_the_campaign():
+    total = Rollup((MIN,), parse_campaigns("[campaigns.c]\nbilling_source = 'dsp'", "adserver"))
+    total.apply(partial(head(time=2 * MIN), {0: served(1)}))
+    total.apply(partial(head(1, time=2 * MIN), {0: served(3)}, series=Series("c", "USD", "dsp")))
+    total.apply(partial(head(2, time=2 * MIN), {0: served(7)}, series=Series("d", "USD", "adserver")))
+    assert [(window.campaign_id, window.served) for window in total.windows()] == [("c", 3), ("d", 7)]

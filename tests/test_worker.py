@@ -1,12 +1,17 @@
 """The whole worker, as a process, on real Kafka."""
 
 import asyncio
+import os
 import shutil
+import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -264,3 +269,70 @@ def test_a_window_is_final_although_nobody_clicks(broker: EmbeddedBroker, topics
         wait_until(lambda: last_window(minute).get("final") is True, "its last record says that it is final")
         assert last_window(minute)["served"] == 200
         assert last_window(minute + 5 * 60_000) == {}, "the newest minute is not over"
+
+
+def test_changed_settings_hold_from_then_on_when_somebody_says_so(broker: EmbeddedBroker, topics: str) -> None:
+    ts = now_ms()
+    with WorkerProcess(broker.bootstrap, topics) as worker:
+        send(broker.bootstrap, topics + "renders", (render(n, ts) for n in range(10)))
+        wait_until(lambda: worker.consumed("renders") == 10, "all of it is counted")
+        assert worker.terminate()[0] == 0
+    with WorkerProcess(broker.bootstrap, topics, lateness="30m") as refusing:
+        assert refusing.wait() == 1
+        assert "--accept-settings" in refusing.log[-1]
+        assert "lateness_ms was 3600000, is 1800000" in refusing.log[-1]
+    with WorkerProcess(broker.bootstrap, topics, "--accept-settings", lateness="30m") as accepting:
+        accepting.ready()
+        send(broker.bootstrap, topics + "renders", [render(11, ts - 31 * 60_000), render(12, ts)])
+        wait_until(lambda: accepting.consumed("renders") == 12, "it goes on")
+        assert accepting.metric("streams_events_total", topic="renders", outcome="late") == 1
+        assert accepting.terminate()[0] == 0
+    with WorkerProcess(broker.bootstrap, topics, lateness="30m") as later:
+        later.ready()
+        assert later.metric("streams_events_total", topic="renders", outcome="counted") == 11
+
+
+def test_campaigns_are_read_again_on_sighup_and_an_error_in_them_changes_nothing(
+    broker: EmbeddedBroker, topics: str, tmp_path: Path
+) -> None:
+    ts = now_ms()
+    file = tmp_path / "campaigns.toml"
+    agreed = "[campaigns.spring]\nviewability_target = {}\n[[campaigns.spring.pricing]]\nmodel = 'cpm'\nprice = 3\n"
+    later = "[[campaigns.spring.pricing]]\nfrom = {}\nmodel = 'cpm'\nprice = 5\n"
+    file.write_text(agreed.format(0.7))
+    with WorkerProcess(broker.bootstrap, topics, campaigns=str(file)) as worker:
+
+        def reload(text: str, answer: str) -> None:
+            seen = len(worker.log)
+            file.write_text(text)
+            worker.signal(signal.SIGHUP)
+            wait_until(lambda: any(answer in line for line in worker.log[seen:]), answer)
+
+        send(broker.bootstrap, topics + "renders", (render(n, ts) for n in range(100)))
+        wait_until(lambda: worker.metric("ads_window_spend", window="1h") == approx(0.3), "100 impressions at 3")
+        assert worker.metric("ads_viewability_target_ratio", campaign="spring") == 0.7
+        reload("[campaigns.spring]\nprice = 3", "campaigns.spring: Object contains unknown field `price`")
+        reload(agreed.format(0.6) + later.format("2020-01-01T00:00:00Z"), "terms that have begun cannot be changed")
+        assert worker.metric("ads_viewability_target_ratio", campaign="spring") == 0.7
+        from_then = datetime.fromtimestamp(ts // 1000 + 60, UTC).isoformat()
+        reload(agreed.format(0.6) + later.format(from_then), '"campaigns reloaded"')
+        assert worker.metric("ads_viewability_target_ratio", campaign="spring") == 0.6
+        at = ts // 1000 * 1000 + 60_000
+        send(broker.bootstrap, topics + "renders", (render(100 + n, at - 1) for n in range(100)))
+        send(broker.bootstrap, topics + "renders", (render(200 + n, at) for n in range(100)))
+        wait_until(lambda: worker.metric("ads_window_served", window="1h") == 300, "all of it is shown")
+        assert worker.metric("ads_spend_total", campaign="spring") == approx(0.3 + 0.3 + 0.5)
+        assert worker.terminate()[0] == 0
+    with WorkerProcess(broker.bootstrap, topics) as without:
+        assert without.wait() == 1
+        assert "counted with other campaigns" in without.log[-1]
+
+
+def test_an_error_in_the_file_of_campaigns_ends_the_command_with_one_line_that_says_where(tmp_path: Path) -> None:
+    file = tmp_path / "campaigns.toml"
+    file.write_text("[[campaigns.spring.pricing]]\nmodel = 'flat'\ncost = 1\n")
+    environment = os.environ | {"STREAMS_CAMPAIGNS": str(file)}
+    command = [sys.executable, "-m", "streams.cli", "worker"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    where = f"{file}: campaigns.spring.pricing[0]: model flat needs cost and booked; wrong: booked"
+    assert (ended.returncode, ended.stderr) == (2, f"streams: campaigns: {where}\n")

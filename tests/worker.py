@@ -29,13 +29,13 @@ def wait_until(is_so: Callable[[], bool], what: str, patience_s: float = PATIENC
 class WorkerProcess:
     """`streams worker` on a free HTTP port. `log` are the lines that it wrote so far."""
 
-    def __init__(self, bootstrap: str, prefix: str, **settings: str) -> None:
+    def __init__(self, bootstrap: str, prefix: str, *flags: str, **settings: str) -> None:
         environment = {f"STREAMS_{name.upper()}": value for name, value in settings.items()}
         environment |= {"STREAMS_BROKER": bootstrap, "STREAMS_TOPIC_PREFIX": prefix, "STREAMS_HTTP_PORT": "0"}
         self.log: list[str] = []
         self.url = ""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "streams.cli", "worker"],
+            [sys.executable, "-m", "streams.cli", "worker", *flags],
             env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -53,8 +53,7 @@ class WorkerProcess:
 
     def __enter__(self) -> Self:
         try:
-            wait_until(lambda: bool(self.url) or self._process.poll() is not None, "the worker serves")
-            assert self.url, self.log
+            wait_until(lambda: bool(self.url) or self._process.poll() is not None, "the worker serves or ends")
         except AssertionError:
             self.kill()
             raise
@@ -104,6 +103,15 @@ class WorkerProcess:
         self._process.send_signal(signal.SIGTERM)
         code = self._process.wait(30)
         return code, time.monotonic() - began
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for the end; return the exit code."""
+        code = self._process.wait(PATIENCE_S)
+        self._reader.join()
+        return code
 
     def kill(self) -> None:
         self._process.kill()

@@ -8,7 +8,7 @@ import tomllib
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -20,6 +20,8 @@ from streams.core.money import PriceError, is_currency
 _PERIODS_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _PERIOD = re.compile(r"([1-9][0-9]{0,5})([smhd])")
 _LONGEST_PERIOD_MS: Final = 31 * 86_400_000
+
+T = TypeVar("T")
 
 Number = str | int
 """A number as its text: TOML's floats are never read as binary fractions."""
@@ -52,7 +54,7 @@ class _Campaign(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
-    campaigns: dict[Id, _Campaign] = {}
+    campaigns: dict[Id, Any] = {}
 
 
 def load_campaigns(file: Path, billing_source: str) -> Campaigns:
@@ -70,15 +72,23 @@ def load_campaigns(file: Path, billing_source: str) -> Campaigns:
 def parse_campaigns(text: str, billing_source: str) -> Campaigns:
     """Return the campaigns of a text. Raises CampaignsError."""
     try:
-        file = msgspec.convert(tomllib.loads(text, parse_float=str), _File)
+        table = tomllib.loads(text, parse_float=str)
     except tomllib.TOMLDecodeError as error:
         raise CampaignsError(str(error)) from None
-    except msgspec.ValidationError as error:
-        raise CampaignsError(str(error).replace("`$.", "`")) from None
+    file = _converted("file", table, _File)
     return Campaigns({name: _campaign(name, told) for name, told in file.campaigns.items()}, billing_source)
 
 
-def _campaign(name: str, told: _Campaign) -> Campaign:
+def _converted(where: str, told: Any, form: type[T]) -> T:
+    try:
+        return msgspec.convert(told, form)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `$")
+        raise CampaignsError(f"{where}{path.rstrip('`')}: {problem}") from None
+
+
+def _campaign(name: str, table: Any) -> Campaign:
+    told = _converted(f"campaigns.{name}", table, _Campaign)
     if not is_currency(told.currency):
         raise CampaignsError(f"campaigns.{name}.currency: three capital letters are needed")
     return Campaign(
