@@ -2,7 +2,7 @@
 
 import typer
 
-from streams.cli import broker, demo, generate, topics, worker
+from streams.cli import broker, demo, generate, report, topics, worker
 
 app = typer.Typer(
     name="streams",
@@ -17,6 +17,7 @@ app.command("worker", epilog="Example: STREAMS_BROKER=kafka:9092 streams worker 
 app.command("demo", epilog="Examples: streams demo | streams demo --for 60s --speed 5000")(demo.command)
 app.command("broker", epilog="Example: streams broker --port 9092 --dir ./kafka")(broker.command)
 app.command("generate", epilog=generate.EPILOG)(generate.command)
+app.command("report", epilog=report.EPILOG)(report.command)
 app.add_typer(topics.app, name="topics")
 
 
