@@ -30,18 +30,20 @@ class Books:
     def __init__(self, dimensions: Sequence[str]) -> None:
         self.ledgers: dict[Series, Ledger] = {}
         self._dimensions = [(name, DIMENSIONS[name]) for name in dimensions]
-        self._found: dict[tuple[object, ...], Ledgers] = {}
+        self._found: dict[tuple[str | None, ...], Ledgers] = {}
 
     def of(self, render: Render, currency: str) -> Ledgers:
         """Return where a render is counted."""
-        campaign, source = render.campaign_id, render.source or DEFAULT_SOURCE
-        values = [(name, value_of(render) or UNKNOWN) for name, value_of in self._dimensions]
-        place: tuple[object, ...] = (campaign, currency, source, *values)
+        place = (render.campaign_id, currency, render.source, *[value_of(render) for _, value_of in self._dimensions])
         found = self._found.get(place)
         if found is None:
-            segments = [Series(campaign, currency, source, name, value) for name, value in values]
-            found = self._found[place] = self.open(Series(campaign, currency, source), segments)
+            found = self._found[place] = self._look_up(render, currency)
         return found
+
+    def _look_up(self, render: Render, currency: str) -> Ledgers:
+        whose = (render.campaign_id, currency, render.source or DEFAULT_SOURCE)
+        segments = [Series(*whose, name, value_of(render) or UNKNOWN) for name, value_of in self._dimensions]
+        return self.open(Series(*whose), segments)
 
     def open(self, series: Series, segments: Sequence[Series]) -> Ledgers:
         """Return the ledgers of a campaign's series and of its segments."""
