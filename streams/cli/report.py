@@ -1,6 +1,5 @@
 """`streams report`: what the worker would count, from files of JSON lines and without Kafka."""
 
-import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, tzinfo
@@ -34,9 +33,6 @@ EPILOG: Final = (
 )
 
 Row = dict[str, Any]
-
-_COLLECT_AFTER: Final = (100_000, 50, 1_000)
-"""As in the worker: state is millions of objects without cycles, and to look for cycles takes a sixth of the CPU."""
 
 _NAMES: Final = {
     "campaign_id": "Campaign",
@@ -106,7 +102,6 @@ def command(
     settings = settings_from(campaigns=campaigns)
     agreed = campaigns_from(settings)
     state = Partition(settings.rules, agreed)
-    gc.set_threshold(*_COLLECT_AFTER)
     with reading({RENDERS: renders, VIEWABILITY: viewability, CLICKS: clicks}) as (files, tell):
         sums = recount(state, files, slicings(windows, zone), tell)
     report = as_json_values(sums, agreed, zone) | outcomes(state)
