@@ -1,9 +1,10 @@
 """A worker in miniature: it reads logs, journals, tells its cells and starts again; and any state as plain values."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
-from streams.core.partition import Partition
+from streams.core.partition import NEVER, Partition
 from streams.core.rollup import Head, Partial
 from streams.core.rules import Rules
 from streams.wire.records import decode_delta, encode_delta, encode_partial
@@ -79,12 +80,11 @@ class Run:
 
 def folded(given: Rules | Counting, journal: Mapping[int, bytes]) -> Partition:
     state = counting_by(given).partition()
-    fences = None
-    for seq in sorted(journal):
-        delta = decode_delta(journal[seq])
-        assert fences in (None, delta.fences_before), "a record is missing before this one"
-        fences = [progress.fence for progress in delta.progress]
-        state.fold(delta)
+    deltas = [decode_delta(journal[seq]) for seq in sorted(journal)]
+    for before, delta in pairwise(deltas):
+        fences = [progress.fence for progress in before.progress]
+        assert fences == delta.fences_before, "a record is missing before this one"
+    state.fold(deltas, deltas[-1].progress[0].stream_time if deltas else NEVER)
     return state
 
 
@@ -114,19 +114,18 @@ def plain_key(key: Any) -> Any:
 
 
 def remembered(impressions: Any) -> Any:
-    """Remembered rows without the rows that are forgotten but not yet wiped, and without links that lead to them."""
-    front = impressions.first - impressions.base
-    rows = range(impressions.first, impressions.end)
-    columns = ("keys", "ts", "cost", "born", "bits", "ledgers")
-    return {
-        "first": impressions.first,
-        "end": impressions.end,
-        "index": dict(impressions.index),
-        "older": {row: older for row, older in impressions.older.items() if older >= impressions.first},
-        "rows_of": {key: impressions.rows_of(key) for key in impressions.index},
-        "linked": all(row in rows for row in impressions.older),
-        **{column: plain(list(getattr(impressions, column)[front:])) for column in columns},
-    }
+    """Remembered rows, however they lie in generations, and what is found by each key."""
+    rows = {}
+    for row in range(impressions.first, impressions.end):
+        generation, position = impressions.at(row)
+        columns = (generation.keys, generation.ts, generation.cost, generation.born, generation.bits)
+        ledgers = plain(generation.groups[generation.which[position]])
+        rows[row] = [*(column[position] for column in columns), ledgers, generation.clicked.get(row, set())]
+    keys = {figures[0] for figures in rows.values()}
+    found = {key: impressions.with_older(impressions.newest(key)) for key in keys}
+    assert sorted(row for chain in found.values() for row in chain) == sorted(rows), "each row is found once"
+    assert len(impressions) == len(rows)
+    return rows, found
 
 
 def due(dates: Any) -> Any:

@@ -24,7 +24,7 @@ ABOVE = {
 
 CORE_MAY_USE = {
     "array", "bisect", "collections", "crawleruseragents", "dataclasses", "decimal", "enum", "fractions", "functools",
-    "heapq", "ipaddress", "itertools", "math", "msgspec", "operator", "re", "string", "struct", "types",
+    "heapq", "ipaddress", "itertools", "math", "msgspec", "numpy", "operator", "re", "string", "struct", "types",
     "typing", "xxhash",
 }  # fmt: skip
 """No clock, no I/O, no log, no randomness: what is not here, counting does not need."""

@@ -66,7 +66,7 @@ def test_a_lift_is_in_the_journal() -> None:
     second = encode_delta(state.take())
     again = Partition(Rules())
     for record in (first, second):
-        again.fold(decode_delta(record))
+        again.fold([decode_delta(record)])
     assert again.progress == state.progress
     assert again.final_before() == state.final_before() > 0
     assert again.pending == state.pending == dict.fromkeys(TOPICS, 0)

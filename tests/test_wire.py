@@ -310,7 +310,7 @@ FORMAT_1 = bytes.fromhex(
 
 def test_a_journal_record_of_the_format_before_this_one_is_still_read():
     state = Partition(Rules())
-    state.fold(records.decode_delta(FORMAT_1))
+    state.fold([records.decode_delta(FORMAT_1)])
     served = {(touched.series.source, touched.pane): touched.cell.served for touched in state.cells()}
     assert served == {("adserver", T0): 1, ("dsp", T0): 1}
     state.apply(batch("renders", [(3, render("w"), None), (4, render("x"), None)]))

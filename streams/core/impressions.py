@@ -1,13 +1,22 @@
 """The remembered impressions of one partition: every render that later events may still refer to.
 
 Law: a row is never changed but for its bits, and keeps its number; rows are only forgotten from the oldest on.
+
+    oldest                                                     newest
+    [ generation: columns, table ] [ generation ... ] [ generation: columns, table | recent ]
+
+A row is found by its key in the table of its generation: open addressing over the key column, looked up for a whole
+batch at a time. Rows since the last `seal` are in no table yet, but in the dict `recent`. Where nothing can refer to
+any row of a generation any more, it is dropped whole.
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from streams.core.panes import NOBODY, Ledgers, Series
 
@@ -36,6 +45,28 @@ VIEWABLE: Final = 32
 SAID: Final = SAID_UNDETERMINED | SAID_MEASURABLE | SAID_VIEWABLE
 
 
+def credit(says: int) -> int:
+    """Return what a counted view that says this is worth, as bits of a row."""
+    return (MEASURABLE if says & SAID_MEASURABLE else 0) | (VIEWABLE if says & SAID_VIEWABLE else 0)
+
+
+CREDITS: Final = tuple(map(credit, range(SAID + 1)))
+"""By what a view says, as bits of a row, what it is worth."""
+
+NO_ROW: Final = -1
+
+SEAL_AFTER: Final = 4_096
+"""Rows that may be in `recent`: a dict finds one at a time fastest, and takes ten times the memory of a table."""
+SMALLEST: Final = 1 << 16
+"""Rows of the smallest generation."""
+
+_STEP_BITS: Final = 40
+"""The steps through a table are made of the bits of a key above this one, where a search begins of those below."""
+_EMPTY: Final = np.uint32(0xFFFFFFFF)
+Numbers = NDArray[np.int64]
+"""Positions, and also keys: their 64 bits are read as signed numbers, which numpy takes as indexes without a copy."""
+
+
 class Rows(msgspec.Struct, frozen=True, array_like=True):
     """Consecutive rows as columns: `series` holds each distinct series once, `which` an index into it a row.
 
@@ -53,6 +84,9 @@ class Rows(msgspec.Struct, frozen=True, array_like=True):
     places: bytes = b""
     segments: list[list[Series]] = []
 
+    def __len__(self) -> int:
+        return len(self.born)
+
     def __iter__(self) -> Iterator[tuple[int, int, int, int, int, int]]:
         """Yield (key, ts in ms, cost in nano-units, index of series, what it is born with, place or 0) of each row."""
         places = iter(array("Q", self.places))
@@ -69,95 +103,258 @@ class Rows(msgspec.Struct, frozen=True, array_like=True):
             for key, ts, cost, which, born in columns
         )
 
+    def anchors(self, since: int) -> tuple[list[tuple[int, int]], int]:
+        """Return (place, ts in ms) of the rows that are anchors and not before a time, and the newest of all, or -1."""
+        ts = np.frombuffer(self.ts, np.int64)[(np.frombuffer(self.born, np.uint8) & ANCHOR) != 0]
+        recent = ts >= since
+        places = np.frombuffer(self.places, np.uint64)[recent]
+        return list(zip(places.tolist(), ts[recent].tolist(), strict=True)), int(ts.max(initial=-1))
+
+
+class Generation:
+    """Consecutive rows as columns, up to a capacity; a row stands at its number less `start`."""
+
+    __slots__ = (
+        "_numbers", "bits", "born", "clicked", "cost", "groups", "keys", "older", "start", "table", "ts", "which",
+    )  # fmt: skip
+
+    def __init__(self, start: int, capacity: int) -> None:
+        self.start = start
+        self.keys = array("Q")
+        self.ts = array("q")
+        self.cost = array("q")
+        self.born = bytearray()
+        self.bits = bytearray()
+        self.which = array("I")
+        """Index into `groups`: whose figures the row goes to."""
+        self.groups: list[Ledgers] = []
+        self._numbers: dict[Ledgers, int] = {}
+        self.older: dict[int, int] = {}
+        """Row -> the row before it of the same identity, for the few that have one."""
+        self.clicked: dict[int, set[int]] = {}
+        """Row -> the keys of its clicks."""
+        self.table: NDArray[np.uint32] = np.full(2 * capacity, _EMPTY)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def end(self) -> int:
+        """Number after its newest row."""
+        return self.start + len(self.keys)
+
+    def has_room(self, rows: int) -> bool:
+        """Say whether so many more rows fit: the table is never more than half full."""
+        return 2 * (len(self.keys) + rows) <= len(self.table)
+
+    def number_of(self, ledgers: Ledgers) -> int:
+        """Return the index of ledgers in `groups`."""
+        number = self._numbers.get(ledgers)
+        if number is None:
+            number = self._numbers[ledgers] = len(self.groups)
+            self.groups.append(ledgers)
+        return number
+
+    def seal(self, positions: Numbers) -> None:
+        """Put rows into the table, in their order: of rows with one key, the newest is found."""
+        table, mask = self.table, len(self.table) - 1
+        column: Numbers = np.frombuffer(self.keys, np.int64)
+        keys = column.take(positions)
+        mine, slots = positions.astype(np.uint32), keys & mask
+        while len(slots):
+            free = (table.take(slots) == _EMPTY).nonzero()[0]
+            table[slots.take(free)] = mine.take(free)
+            occupants = table.take(slots)
+            same = column.take(occupants) == keys
+            older = same & (occupants < mine)
+            table[slots[older]] = mine[older]
+            slots = np.where(same, slots, _next(slots, keys, mask))
+            left = (~same | older).nonzero()[0]
+            slots, mine, keys = slots.take(left), mine.take(left), keys.take(left)
+
+    def find(self, keys: Numbers) -> Numbers:
+        """Return the position of the newest sealed row of each key, NO_ROW where there is none."""
+        table, mask = self.table, len(self.table) - 1
+        column: Numbers = np.frombuffer(self.keys, np.int64)
+        found = np.full(len(keys), NO_ROW, np.int64)
+        left, slots = np.arange(len(keys) if len(column) else 0), keys & mask
+        while len(left):
+            occupants = table.take(slots)
+            taken = (occupants != _EMPTY).nonzero()[0]
+            left, keys, slots, occupants = left.take(taken), keys.take(taken), slots.take(taken), occupants.take(taken)
+            same = column.take(occupants) == keys
+            found[left[same]] = occupants[same]
+            more = (~same).nonzero()[0]
+            left, keys, slots = left.take(more), keys.take(more), slots.take(more)
+            slots = _next(slots, keys, mask)
+        return found
+
+
+def _next(slots: Numbers, keys: Numbers, mask: int) -> Numbers:
+    """Return where to look next: a step that depends on the key, and is odd, so that it comes by every slot."""
+    return (slots + (keys >> _STEP_BITS | 1)) & mask
+
 
 class Impressions:
     """Rows in order of arrival, found by the 64-bit key of (source, impression_id)."""
 
-    __slots__ = ("base", "bits", "born", "cost", "end", "first", "index", "keys", "ledgers", "older", "ts")
+    __slots__ = ("end", "first", "generations", "recent")
 
     def __init__(self) -> None:
         self.first = 0
         """Number of the oldest remembered row."""
         self.end = 0
         """Number that the next row will get."""
-        self.base = 0
-        """Number of the row at the front of the columns: a row stands at its number less this."""
-        self.index: dict[int, int] = {}
-        """Key -> the newest row of that identity."""
-        self.older: dict[int, int] = {}
-        """Row -> the row before it of the same identity, for the few that have one."""
-        self.keys = array("Q")
-        self.ts = array("q")
-        self.cost = array("q")
-        self.born = bytearray()
-        self.bits = bytearray()
-        self.ledgers: list[Ledgers] = []
+        self.recent: dict[int, int] = {}
+        """Key -> newest row, of the rows since the last `seal`."""
+        self.generations = [Generation(0, SMALLEST)]
 
     def __len__(self) -> int:
         return self.end - self.first
 
     def start_at(self, row: int) -> None:
         """Give the first row of an empty memory this number."""
-        self.first = self.end = self.base = row
+        self.first = self.end = row
+        self.generations = [Generation(row, SMALLEST)]
 
-    def append(self, key: int, ts_ms: int, cost: int, ledgers: Ledgers, born: int) -> None:
-        """Remember a render that is no duplicate."""
-        row = self.end
-        if key in self.index:
-            self.older[row] = self.index[key]
-        self.index[key] = row
-        self.keys.append(key)
-        self.ts.append(ts_ms)
-        self.cost.append(cost)
-        self.born.append(born)
-        self.bits.append(0)
-        self.ledgers.append(ledgers)
-        self.end = row + 1
+    # --- finding -----------------------------------------------------------------------------------------------------
 
-    def rows_of(self, key: int) -> list[int]:
-        """Return the rows of an identity, newest first: nearly always none or one."""
-        row = self.index.get(key)
+    def sealed(self, keys: Sequence[int]) -> list[int]:
+        """Return for each key the newest row of that identity that is not in `recent`; NO_ROW without one.
+
+        It is still right when rows were appended since, up to the next `make_room`, and may be forgotten meanwhile.
+        """
+        wanted = np.array(keys, np.uint64).view(np.int64)
+        rows = np.full(len(wanted), NO_ROW, np.int64)
+        for generation in self.generations:
+            found = generation.find(wanted)
+            found[found != NO_ROW] += generation.start
+            np.maximum(rows, found, out=rows)
+        newest: list[int] = rows.tolist()
+        return newest
+
+    def newest(self, key: int) -> int:
+        """Return the newest row of one identity, NO_ROW without one."""
+        row = self.recent.get(key, NO_ROW)
+        if row == NO_ROW:
+            row = self.sealed([key])[0]
+        return row if row >= self.first else NO_ROW
+
+    def with_older(self, row: int) -> list[int]:
+        """Return a row and those before it of the same identity, newest first: nearly always one."""
         rows = []
-        while row is not None and row >= self.first:
+        while row >= self.first:
             rows.append(row)
-            row = self.older.get(row)
+            row = self.at(row)[0].older.get(row, NO_ROW)
         return rows
 
-    def forget_before(self, ts_ms: int) -> range:
-        """Forget rows from the oldest on, up to the first that is not before a time; return their numbers."""
-        oldest, base, ts = self.first, self.base, self.ts
-        row = oldest
-        while row < self.end and ts[row - base] < ts_ms:
-            key = self.keys[row - base]
-            if self.index.get(key) == row:
-                del self.index[key]
-            self.older.pop(row, None)
-            row += 1
-        self.first = row
-        if (row - base) * 4 > len(ts):
-            self._compact()
-        return range(oldest, row)
+    def ts_of(self, row: int) -> int:
+        """Return when a render began, in ms."""
+        generation, position = self.at(row)
+        return generation.ts[position]
+
+    def at(self, row: int) -> tuple[Generation, int]:
+        """Return the generation of a row and where it stands there."""
+        generation = self.generations[-1]
+        if row < generation.start:
+            generation = next(one for one in reversed(self.generations) if row >= one.start)
+        return generation, row - generation.start
+
+    # --- remembering -------------------------------------------------------------------------------------------------
+
+    def make_room(self, rows: int) -> None:
+        """Be ready for so many more rows; what was appended so far may be sealed."""
+        if not self.generations[-1].has_room(rows):
+            self._seal()
+            wanted = max(SMALLEST, len(self) // 2, rows)
+            self.generations.append(Generation(self.end, 1 << (wanted - 1).bit_length()))
+        elif len(self.recent) >= SEAL_AFTER:
+            self._seal()
+
+    def _seal(self) -> None:
+        generation = self.generations[-1]
+        rows = np.fromiter(self.recent.values(), np.int64, len(self.recent))
+        generation.seal(rows - generation.start)
+        self.recent = {}
+
+    def append(self, key: int, ts_ms: int, cost: int, ledgers: Ledgers, born: int, older: int) -> int:
+        """Remember a render that is no duplicate; return its row. `older` is the row before it of its identity."""
+        generation, row = self.generations[-1], self.end
+        if older >= self.first:
+            generation.older[row] = older
+        self.recent[key] = row
+        generation.keys.append(key)
+        generation.ts.append(ts_ms)
+        generation.cost.append(cost)
+        generation.born.append(born)
+        generation.bits.append(0)
+        generation.which.append(generation.number_of(ledgers))
+        self.end = row + 1
+        return row
+
+    def extend(self, rows: Rows, groups: Sequence[Ledgers]) -> None:
+        """Remember the rows of a journal record, to be found after the next `index`.
+
+        `groups` are the ledgers of each of its series.
+        """
+        self.make_room(len(rows))
+        generation = self.generations[-1]
+        numbers = np.array([generation.number_of(ledgers) for ledgers in groups], np.uint32)
+        generation.keys.frombytes(rows.keys)
+        generation.ts.frombytes(rows.ts)
+        generation.cost.frombytes(rows.cost)
+        generation.born += rows.born
+        generation.bits += bytes(len(rows))
+        generation.which.frombytes(numbers.take(np.frombuffer(rows.which, np.uint32)).tobytes())
+        self.end += len(rows)
+
+    def index(self) -> None:
+        """Find every row by its key again, after rows were added without that."""
+        self.recent = {}
+        for generation in self.generations:
+            generation.seal(np.arange(len(generation)))
+        keys = np.concatenate([np.frombuffer(generation.keys, np.int64) for generation in self.generations])
+        keys.sort()
+        repeated = np.unique(keys[1:][keys[1:] == keys[:-1]])
+        newest: dict[int, int] = {}
+        for generation in self.generations:
+            column = np.frombuffer(generation.keys, np.int64)
+            for position in np.isin(column, repeated).nonzero()[0].tolist() if len(repeated) else ():
+                key, row = int(column[position]), generation.start + position
+                if newest.get(key, NO_ROW) >= self.first:
+                    generation.older[row] = newest[key]
+                newest[key] = row
+
+    def forget_before(self, ts_ms: int) -> None:
+        """Forget rows from the oldest on, up to the first that is not before a time."""
+        while self.first < self.end:
+            generation, position = self.at(self.first)
+            if generation.ts[position] >= ts_ms:
+                break
+            past = np.frombuffer(generation.ts, np.int64)[position : position + SEAL_AFTER] < ts_ms
+            self.first += len(past) if past.all() else int(past.argmin())
+        while len(self.generations) > 1 and self.generations[0].end <= self.first:
+            del self.generations[0]
+
+    # --- telling -----------------------------------------------------------------------------------------------------
 
     def rows_from(self, row: int, places: bytes) -> Rows:
         """Return the rows from this number to the newest as columns, with the places of those that are anchors."""
-        start = row - self.base
+        parts = [(one, max(0, row - one.start)) for one in self.generations if one.end > row]
         which: dict[Ledgers, int] = {}
-        indexes = array("I", [which.setdefault(ledgers, len(which)) for ledgers in self.ledgers[start:]])
+        indexes = array("I")
+        for one, start in parts:
+            indexes.extend([which.setdefault(one.groups[number], len(which)) for number in one.which[start:]])
         segmented = any(len(ledgers) > 1 for ledgers in which)
         return Rows(
             row,
-            self.keys[start:].tobytes(),
-            self.ts[start:].tobytes(),
-            self.cost[start:].tobytes(),
+            b"".join(one.keys[start:].tobytes() for one, start in parts),
+            b"".join(one.ts[start:].tobytes() for one, start in parts),
+            b"".join(one.cost[start:].tobytes() for one, start in parts),
             indexes.tobytes(),
-            bytes(self.born[start:]),
+            b"".join(one.born[start:] for one, start in parts),
             [ledgers[0].series if ledgers else NOBODY for ledgers in which],
             places,
             [[segment.series for segment in ledgers[1:]] for ledgers in which] if segmented else [],
         )
 
-    def _compact(self) -> None:
-        forgotten = self.first - self.base
-        for column in (self.keys, self.ts, self.cost, self.born, self.bits, self.ledgers):
-            del column[:forgotten]
-        self.base = self.first

@@ -11,7 +11,7 @@ and folding the deltas of a partition in order gives the state that wrote them, 
 import heapq
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import repeat
 from typing import Any, Final
@@ -20,6 +20,7 @@ import msgspec
 import xxhash
 
 from streams.core.books import Books
+from streams.core.bulk import FEW, count_marks, count_rows
 from streams.core.campaigns import BASIS, Campaigns, Cap, Caps
 from streams.core.events import (
     CLICKS,
@@ -38,9 +39,11 @@ from streams.core.events import (
 from streams.core.impressions import (
     ANCHOR,
     COUNTED,
+    CREDITS,
     DECLARED,
     INVALID,
     MEASURABLE,
+    NO_ROW,
     OVER_CAP,
     PER_CLICK,
     PER_VIEWABLE,
@@ -50,6 +53,7 @@ from streams.core.impressions import (
     SAID_VIEWABLE,
     STANDARD,
     VIEWABLE,
+    Generation,
     Impressions,
     Rows,
 )
@@ -85,10 +89,6 @@ _SAYS: Final[Mapping[str, int]] = {
     "measurable": SAID_MEASURABLE,
     "not_viewable": SAID_MEASURABLE,
     "viewable": SAID_MEASURABLE | SAID_VIEWABLE,
-}
-_CREDITS: Final = {
-    says: (MEASURABLE if says & SAID_MEASURABLE else 0) | (VIEWABLE if says & SAID_VIEWABLE else 0)
-    for says in _SAYS.values()
 }
 
 
@@ -137,11 +137,6 @@ class Marks(msgspec.Struct, frozen=True, array_like=True):
     rows: bytes
     says: bytes
     clicks: list[tuple[int, int]]
-
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        """Yield (row, says, click) of each, views first: between them the order means nothing."""
-        yield from ((row, says, 0) for row, says in zip(array("Q", self.rows), self.says, strict=True))
-        yield from ((row, 0, click) for row, click in self.clicks)
 
 
 class Progress(msgspec.Struct, array_like=True):
@@ -230,7 +225,6 @@ class Partition:
         self._datacenters = Addresses(rules.datacenters)
         self._click_credits = MEASURABLE | VIEWABLE if rules.click_makes_viewable else 0
         self.impressions = Impressions()
-        self.clicked: dict[int, set[int]] = {}
         self.books = Books(segments)
         self.waiting: dict[int, list[Waiting]] = {}
         """What waits for each identity, in the order in which it came."""
@@ -238,7 +232,7 @@ class Partition:
         """How many events of each topic wait."""
         self._held: dict[tuple[str, int], Waiting] = {}
         self._due = _DueDates()
-        self._deciders: dict[str, Callable[[int, Any, Progress], Outcome | None]] = {
+        self._deciders: dict[str, Callable[[int, Any, int, int, Progress], Outcome | None]] = {
             RENDERS: self._render,
             VIEWABILITY: self._view,
             CLICKS: self._click,
@@ -267,7 +261,10 @@ class Partition:
         decide = self._deciders[batch.topic]
         outcomes, fence, future = progress.outcomes, progress.fence, self.rules.future_ms
         own_times = batch.timestamps or repeat(None, len(batch.offsets))
-        for offset, event, own_time in zip(batch.offsets, batch.events, own_times, strict=True):
+        keys = [0 if isinstance(one, Malformed) else identity(one.source, one.impression_id) for one in batch.events]
+        self.impressions.make_room(len(keys))
+        sealed = self.impressions.sealed(keys)
+        for offset, event, key, row, own_time in zip(batch.offsets, batch.events, keys, sealed, own_times, strict=True):
             if offset < fence:
                 continue
             outcome: Outcome | None
@@ -278,7 +275,7 @@ class Partition:
                 refused.append(Refused(batch.topic, offset, FUTURE, f"ts: more than {future} ms after the record"))
                 outcome = _FUTURE
             else:
-                outcome = decide(offset, event, progress)
+                outcome = decide(offset, event, key, row, progress)
             if outcome is not None:
                 outcomes[outcome] += 1
         progress.fence = max(fence, batch.next_offset)
@@ -300,23 +297,23 @@ class Partition:
         self._settle_orphans()
         return True
 
-    def _render(self, offset: int, render: Render, progress: Progress) -> Outcome:
+    def _render(self, offset: int, render: Render, key: int, sealed: int, progress: Progress) -> Outcome:
         ts = render.ts
         if ts < progress.stream_time - self.rules.lateness_ms:
             return _LATE
         if ts > progress.stream_time:
             progress.stream_time = ts
-        key = identity(render.source, render.impression_id)
-        if key in self.impressions.index and self._is_duplicate(key, ts):
+        older = self.impressions.recent.get(key, sealed)
+        if older != NO_ROW and self._is_duplicate(older, ts):
             return _DUPLICATE
         outcome, born, place = self._judge(render, progress.stream_time - ts)
         cost, ledgers = 0, NOBODYS
         if born:
             cost, agreed, ledgers = self._priced(render, born)
             born |= agreed
-        self._remember(key, ts, cost, ledgers, born, place)
+        row = self._remember(key, ts, cost, ledgers, born, place, older)
         if key in self.waiting:
-            self._meet_waiting(key, self.impressions.end - 1)
+            self._meet_waiting(key, row)
         return outcome
 
     def _judge(self, render: Render, behind_ms: int) -> tuple[Outcome, int, int]:
@@ -348,54 +345,48 @@ class Partition:
             return False
         return place in self.anchors.by_place and self.anchors.is_near(place, render.ts)
 
-    def _view(self, offset: int, view: Viewability, progress: Progress) -> Outcome | None:
-        return self._join(VIEWABILITY, offset, view, progress, _says(view), 0)
+    def _view(self, offset: int, view: Viewability, key: int, sealed: int, progress: Progress) -> Outcome | None:
+        return self._join(VIEWABILITY, offset, view.ts, _says(view), 0, key, sealed, progress)
 
-    def _click(self, offset: int, click: Click, progress: Progress) -> Outcome | None:
-        return self._join(
-            CLICKS,
-            offset,
-            click,
-            progress,
-            0,
-            xxhash.xxh3_64_intdigest(click.click_id.encode()) if click.click_id else 0,
-        )
+    def _click(self, offset: int, click: Click, key: int, sealed: int, progress: Progress) -> Outcome | None:
+        click_key = xxhash.xxh3_64_intdigest(click.click_id.encode()) if click.click_id else 0
+        return self._join(CLICKS, offset, click.ts, 0, click_key, key, sealed, progress)
 
     def _join(
-        self, topic: str, offset: int, event: Viewability | Click, progress: Progress, says: int, click: int
+        self, topic: str, offset: int, ts: int, says: int, click: int, key: int, sealed: int, progress: Progress
     ) -> Outcome | None:
         """Bring a view or click to its render; None if the render may still come."""
-        ts = event.ts
         if ts < progress.stream_time - self.rules.lateness_ms:
             return _LATE
         if ts > progress.stream_time:
             progress.stream_time = ts
-        key = identity(event.source, event.impression_id)
-        row = self._row_for(key, ts)
-        if row is not None:
-            return self._meet(row, says, click)
+        newest = self.impressions.recent.get(key, sealed)
+        if newest >= self.impressions.first:
+            row = self._row_for(newest, ts)
+            if row != NO_ROW:
+                return self._meet(row, says, click)
         if ts < self._earliest_possible_render() - self.rules.early_ms:
             return _ORPHAN
         self._wait(Waiting(topic, offset, key, ts, says, click, self.seq))
         return None
 
-    def _is_duplicate(self, key: int, ts: int) -> bool:
-        column, base = self.impressions.ts, self.impressions.base
-        horizon = self.rules.dedup_horizon_ms
-        return any(abs(ts - column[row - base]) <= horizon for row in self.impressions.rows_of(key))
+    def _is_duplicate(self, newest: int, ts: int) -> bool:
+        """Say whether a render is one of an identity again, of which this is the newest row."""
+        horizon, ts_of = self.rules.dedup_horizon_ms, self.impressions.ts_of
+        return any(abs(ts - ts_of(row)) <= horizon for row in self.impressions.with_older(newest))
 
-    def _row_for(self, key: int, ts: int) -> int | None:
-        """Return the first row in partition order whose window [render - early, render + horizon] holds a timestamp."""
-        impressions = self.impressions
-        newest = impressions.index.get(key)
-        if newest is None:
-            return None
-        column, base = impressions.ts, impressions.base
+    def _row_for(self, newest: int, ts: int) -> int:
+        """Return the first row, in partition order, of one identity whose window holds a timestamp, or NO_ROW.
+
+        The window of a render is [render - early, render + horizon].
+        """
         earliest, latest = ts - self.rules.viewability_horizon_ms, ts + self.rules.early_ms
-        if newest not in impressions.older:
-            return newest if earliest <= column[newest - base] <= latest else None
-        matching = [row for row in impressions.rows_of(key) if earliest <= column[row - base] <= latest]
-        return matching[-1] if matching else None
+        generation, position = self.impressions.at(newest)
+        if newest not in generation.older:
+            return newest if earliest <= generation.ts[position] <= latest else NO_ROW
+        ts_of = self.impressions.ts_of
+        matching = [row for row in self.impressions.with_older(newest) if earliest <= ts_of(row) <= latest]
+        return matching[-1] if matching else NO_ROW
 
     def _earliest_possible_render(self) -> int:
         """Return the time before which every further render would be late."""
@@ -403,8 +394,8 @@ class Partition:
 
     def _meet(self, row: int, says: int, click: int) -> Outcome:
         """Decide a view or click that has met its render: rules 7, 4 and 8, in this order."""
-        position = row - self.impressions.base
-        born, bits = self.impressions.born[position], self.impressions.bits[position]
+        generation, position = self.impressions.at(row)
+        born, bits = generation.born[position], generation.bits[position]
         if not born & COUNTED:
             return _ORPHAN
         if says > SAID:
@@ -412,11 +403,11 @@ class Partition:
         if says:
             duplicate = bool(bits & SAID) if says == SAID_UNDETERMINED else not says & ~bits
         else:
-            earlier = self.clicked.get(row, ())
+            earlier = generation.clicked.get(row, ())
             duplicate = click in earlier if click else bool(earlier)
         if duplicate:
             return _DUPLICATE
-        self._mark(row, says, click, self._click_credits)
+        self._mark(generation, position, says, click, self._click_credits)
         if says:
             self._marked_rows.append(row)
             self._marked_says.append(says)
@@ -465,7 +456,7 @@ class Partition:
 
     def _meet_waiting(self, key: int, row: int) -> None:
         """Bring what waited for an identity to its new row, each topic in the order of its offsets."""
-        render_ts = self.impressions.ts[row - self.impressions.base]
+        render_ts = self.impressions.ts_of(row)
         earliest, latest = render_ts - self.rules.early_ms, render_ts + self.rules.viewability_horizon_ms
         for waiting in [waiting for waiting in self.waiting[key] if earliest <= waiting.ts <= latest]:
             self._settle(waiting, self._meet(row, waiting.says, waiting.click))
@@ -491,8 +482,8 @@ class Partition:
 
     # --- effects: what `apply` does and `fold` repeats -------------------------------------------------------------
 
-    def _remember(self, key: int, ts: int, cost: int, ledgers: Ledgers, born: int, place: int) -> None:
-        self.impressions.append(key, ts, cost, ledgers, born)
+    def _remember(self, key: int, ts: int, cost: int, ledgers: Ledgers, born: int, place: int, older: int) -> int:
+        row = self.impressions.append(key, ts, cost, ledgers, born, older)
         if place:
             self._anchor(place, ts)
         if ts >= self.bound:
@@ -507,6 +498,7 @@ class Partition:
                     if born & (DECLARED | OVER_CAP):
                         cell.declared += bool(born & DECLARED)
                         cell.over_cap += bool(born & OVER_CAP)
+        return row
 
     def _anchor(self, place: int, ts: int) -> None:
         self.anchors.add(place, ts)
@@ -514,18 +506,16 @@ class Partition:
         if ts > self._newest_anchor:
             self._newest_anchor = ts
 
-    def _mark(self, row: int, says: int, click: int, click_credits: int) -> None:
-        impressions = self.impressions
-        position = row - impressions.base
-        before = impressions.bits[position]
-        after = before | says | (_CREDITS[says] if says else click_credits)
-        impressions.bits[position] = after
+    def _mark(self, generation: Generation, position: int, says: int, click: int, click_credits: int) -> None:
+        before = generation.bits[position]
+        after = before | says | (CREDITS[says] if says else click_credits)
+        generation.bits[position] = after
         if not says:
-            self.clicked.setdefault(row, set()).add(click)
-        ts = impressions.ts[position]
+            generation.clicked.setdefault(generation.start + position, set()).add(click)
+        ts = generation.ts[position]
         if ts >= self.bound:
-            born, cost, gained = impressions.born[position], impressions.cost[position], after & ~before
-            for ledger in impressions.ledgers[position]:
+            born, cost, gained = generation.born[position], generation.cost[position], after & ~before
+            for ledger in generation.groups[generation.which[position]]:
                 cell = ledger.touch(ts - ts % PANE_MS)
                 cell.revision += 1
                 if not says:
@@ -545,8 +535,7 @@ class Partition:
             self.books.forget(self.bound, bound)
             self.bound = bound
         horizon = self._earliest_possible_render() - self.rules.dedup_horizon_ms
-        for row in self.impressions.forget_before(min(bound, horizon)):
-            self.clicked.pop(row, None)
+        self.impressions.forget_before(min(bound, horizon))
 
     # --- the journal: taking deltas and folding them -----------------------------------------------------------------
 
@@ -593,8 +582,16 @@ class Partition:
         self._close(delta)
         return delta
 
-    def fold(self, delta: Delta) -> None:
-        """Repeat what a delta says. Deltas are folded in the order of their numbers, from the oldest one kept."""
+    def fold(self, deltas: Iterable[Delta], stream_time: int = NEVER) -> None:
+        """Repeat what deltas say, in the order of their numbers, from the oldest one kept.
+
+        If it is known which stream time of renders they lead to, what is forgotten by then need not be noted.
+        """
+        for delta in deltas:
+            self._fold(delta, stream_time)
+        self.impressions.index()
+
+    def _fold(self, delta: Delta, stream_time: int) -> None:
         self.seq = delta.seq
         if not self._records:
             self.impressions.start_at(delta.rows.first)
@@ -607,11 +604,8 @@ class Partition:
             NOBODYS if one == NOBODY else self.books.open(one, more)
             for one, more in zip(rows.series, segments, strict=True)
         ]
-        for key, ts, cost, which, born, place in rows:
-            self._remember(key, ts, cost, ledgers[which], born, place)
-        for row, says, click in delta.marks:
-            if row >= self.impressions.first:
-                self._mark(row, says, click, delta.click_credits)
+        self._remember_all(rows, ledgers, max(stream_time, delta.progress[0].stream_time))
+        self._mark_all(delta.marks, delta.click_credits)
         for waiting in delta.waiting:
             self._hold(waiting)
         self.progress = dict(zip(TOPICS, (progress.copy() for progress in delta.progress), strict=True))
@@ -620,6 +614,30 @@ class Partition:
         self.unchecked = delta.unchecked
         self.caps.tell(delta.seq, delta.caps)
         self._close(delta)
+
+    def _remember_all(self, rows: Rows, ledgers: Sequence[Ledgers], stream_time: int) -> None:
+        if len(rows) < FEW:
+            self.impressions.make_room(len(rows))
+            for key, ts, cost, which, born, place in rows:
+                self._remember(key, ts, cost, ledgers[which], born, place, NO_ROW)
+        else:
+            self.impressions.extend(rows, ledgers)
+            count_rows(rows, ledgers, self.bound)
+            anchors, newest = rows.anchors(self.anchors.needed_since(stream_time))
+            for place, ts in anchors:
+                self.anchors.add(place, ts)
+            self._newest_anchor = max(self._newest_anchor, newest)
+
+    def _mark_all(self, marks: Marks, click_credits: int) -> None:
+        if len(marks.says) < FEW:
+            for row, says in zip(array("Q", marks.rows), marks.says, strict=True):
+                if row >= self.impressions.first:
+                    self._mark(*self.impressions.at(row), says, 0, 0)
+        else:
+            count_marks(self.impressions, marks.rows, marks.says, self.bound)
+        for row, click in marks.clicks:
+            if row >= self.impressions.first:
+                self._mark(*self.impressions.at(row), 0, click, click_credits)
 
     def _close(self, delta: Delta) -> None:
         self.journaled_rules, self.journaled_campaigns = delta.rules, delta.campaigns

@@ -62,9 +62,13 @@ class Anchors:
             self._panes[pane] = array("Q")
         self._panes[pane].append(place)
 
+    def needed_since(self, stream_time_ms: int) -> int:
+        """Return the time from which on anchors are still asked for when a stream time is reached."""
+        return max(self.since, pane_of(stream_time_ms - self._reach_ms))
+
     def forget(self, stream_time_ms: int) -> None:
         """Forget anchors that no render which is still asked can be near to."""
-        self.since = max(self.since, pane_of(stream_time_ms - self._reach_ms))
+        self.since = self.needed_since(stream_time_ms)
         for pane in [pane for pane in self._panes if pane < self.since]:
             for place in self._panes.pop(pane):
                 self._thin_out(place)

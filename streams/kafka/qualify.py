@@ -151,7 +151,7 @@ class Qualify:
                 raise JournalError(f"journal record {number}/{epoch}/{seq}: {error}") from None
             if fences is not None and delta.fences_before != fences:
                 raise JournalError(f"journal record {number}/{epoch}/{seq}: a record before it is missing")
-            state.fold(delta)
+            state.fold([delta])
             fences = [progress.fence for progress in delta.progress]
         self._check_rules(number, state.journaled_rules)
         self._check_campaigns(number, state)

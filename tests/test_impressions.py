@@ -1,0 +1,110 @@
+"""Remembered rows against a plain list of them: however they lie in generations, sealed or recent."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.core.impressions import NO_ROW, Impressions
+from streams.core.panes import Ledger, Ledgers, Series
+from tests.test_properties import THOROUGH
+
+SERIES = [Series("c", currency, "adserver") for currency in ("USD", "EUR")]
+GROUPS: list[Ledgers] = [(Ledger(SERIES[0]),), (Ledger(SERIES[1]), Ledger(Series("c", "EUR", "a", "country", "DE")))]
+KEYS = (0, 1, 2**40, 2**63, 2**64 - 1, 7, 7 + 8, 7 + 16, 7 + 2**20)
+"""Signed and unsigned, and many that begin their search in one slot."""
+
+
+class Model:
+    """The same memory as a list, and every row found by looking at all of them."""
+
+    def __init__(self) -> None:
+        self.impressions = Impressions()
+        self.rows: list[tuple[int, int, int]] = []
+        self.first = 0
+
+    def append(self, keys: list[tuple[int, int, int]]) -> None:
+        self.impressions.make_room(len(keys))
+        sealed = self.impressions.sealed([key for key, _, _ in keys])
+        for (key, ts, group), row in zip(keys, sealed, strict=True):
+            older = self.impressions.recent.get(key, row)
+            added = self.impressions.append(key, ts, 5, GROUPS[group], 1, older)
+            assert added == len(self.rows)
+            self.rows.append((key, ts, group))
+
+    def forget(self, ts: int) -> None:
+        self.impressions.forget_before(ts)
+        while self.first < len(self.rows) and self.rows[self.first][1] < ts:
+            self.first += 1
+
+    def check(self) -> None:
+        assert (self.impressions.first, self.impressions.end) == (self.first, len(self.rows))
+        for key in KEYS:
+            rows = [row for row in range(self.first, len(self.rows)) if self.rows[row][0] == key]
+            newest = self.impressions.newest(key)
+            assert newest == (rows[-1] if rows else NO_ROW)
+            assert self.impressions.with_older(newest) == rows[::-1]
+        for row in range(self.first, len(self.rows)):
+            generation, position = self.impressions.at(row)
+            group = generation.groups[generation.which[position]]
+            assert (generation.keys[position], generation.ts[position]) == self.rows[row][:2]
+            assert group is GROUPS[self.rows[row][2]]
+
+
+renders = st.tuples(st.sampled_from(KEYS), st.integers(0, 30), st.integers(0, 1))
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.lists(renders, max_size=9)), st.tuples(st.just("forget"), st.integers(0, 30))
+    ),
+    max_size=20,
+)
+
+
+def filled(steps: Any) -> Model:
+    model = Model()
+    for step, argument in steps:
+        getattr(model, step)(argument)
+    return model
+
+
+@THOROUGH
+@given(steps)
+def test_every_row_is_found_with_those_before_it_until_it_is_forgotten(steps):
+    model = Model()
+    for step, argument in steps:
+        getattr(model, step)(argument)
+        model.check()
+
+
+@THOROUGH
+@given(steps, st.integers(0, 200))
+def test_rows_that_are_told_and_added_again_are_the_same_rows(steps, start):
+    model = filled(steps)
+    row = model.first + start % (len(model.impressions) + 1)
+    rows = model.impressions.rows_from(row, b"")
+    again = Model()
+    again.impressions.start_at(row)
+    ledgers = {group[0].series: group for group in GROUPS}
+    again.impressions.extend(rows, [ledgers[series] for series in rows.series])
+    again.impressions.index()
+    again.rows, again.first = model.rows, row
+    again.check()
+
+
+def test_memory_that_was_filled_and_forgotten_many_times_does_not_grow():
+    model = Model()
+    for ts in range(0, 3_000, 10):
+        model.append([(key * 31 + ts, ts, 0) for key in range(10)])
+        model.forget(ts - 100)
+    assert len(model.impressions) <= 120
+    assert sum(map(len, model.impressions.generations)) <= 3 * 120
+    assert len(model.impressions.recent) <= 20
+
+
+@pytest.mark.parametrize("rows", [1, 5, 300])
+def test_a_batch_of_any_size_has_room(rows):
+    model = Model()
+    model.append([(key, 0, 0) for key in range(rows)])
+    model.append([(key, 0, 0) for key in range(rows)])
+    assert model.impressions.with_older(model.impressions.newest(0)) == [rows, 0]
