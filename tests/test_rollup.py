@@ -348,6 +348,12 @@ def test_a_window_says_its_figures_in_currency_units_and_null_where_a_ratio_is_u
     assert window == Window("c", "USD", 0, MIN, 4, 3, 0, 1, "0.01", 2.5, None, 0.0, 0.75, 8, False)
 
 
+def test_a_window_of_impressions_without_a_price_has_no_cpm():
+    cell = Cell(served=4, measurable=3, viewable=1, gross=4, revision=8)
+    (window,) = rollup(partial(head(time=2 * MIN), {0: cell}, series=Series("c", "none", "adserver"))).windows()
+    assert (window.spend, window.cpm, window.vcpm, window.measured_rate) == ("0", None, None, 0.75)
+
+
 def test_final_minutes_are_folded_once_they_have_left_the_longest_window():
     total = rollup(partial(head(0, time=3 * MIN, final=MIN), {0: served(2), MIN: served(3)}), windows=(2 * MIN,))
     total.fold_final()

@@ -16,6 +16,7 @@ import msgspec
 
 from streams.core import rates
 from streams.core.campaigns import Campaigns
+from streams.core.events import NO_CURRENCY
 from streams.core.money import decimal_text
 from streams.core.panes import TUMBLING_MS, Cell, Rolling, Series, Touched, minute_of, pane_of
 from streams.core.partition import NEVER
@@ -158,6 +159,7 @@ class Account:
 
 def _figures(series: Series, cell: Cell) -> dict[str, Any]:
     """Return what a record on `campaign-windows` says of a cell, by the names of its fields."""
+    priced = series.currency != NO_CURRENCY
     return {
         "campaign_id": series.campaign_id,
         "currency": series.currency,
@@ -166,8 +168,8 @@ def _figures(series: Series, cell: Cell) -> dict[str, Any]:
         "viewable": cell.viewable,
         "clicks": cell.clicks,
         "spend": decimal_text(cell.spend),
-        "cpm": rates.cpm(cell),
-        "vcpm": rates.vcpm(cell),
+        "cpm": rates.cpm(cell) if priced else None,
+        "vcpm": rates.vcpm(cell) if priced else None,
         "viewable_rate": rates.viewable_rate(cell),
         "measured_rate": rates.measured_rate(cell),
         "revision": cell.revision,
