@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from streams.kafka.qualify import appended_ms
+from streams.kafka.backlog import appended_ms
 from tests.logs import MIN, T0, Desk, H, S, batch, click, render, view
 
 CPM_2_50 = 2_500_000

@@ -304,7 +304,7 @@ class Partition:
         if ts > progress.stream_time:
             progress.stream_time = ts
         older = self.impressions.recent.get(key, sealed)
-        if older != NO_ROW and self._is_duplicate(older, ts):
+        if older != NO_ROW and self._duplicated(older, ts):
             return _DUPLICATE
         outcome, born, place = self._judge(render, progress.stream_time - ts)
         cost, ledgers = 0, NOBODYS
@@ -370,10 +370,10 @@ class Partition:
         self._wait(Waiting(topic, offset, key, ts, says, click, self.seq))
         return None
 
-    def _is_duplicate(self, newest: int, ts: int) -> bool:
-        """Say whether a render is one of an identity again, of which this is the newest row."""
+    def _duplicated(self, newest: int, ts: int) -> list[int]:
+        """Return the rows of an identity, of which this is the newest, that a render of that time is a duplicate of."""
         horizon, ts_of = self.rules.dedup_horizon_ms, self.impressions.ts_of
-        return any(abs(ts - ts_of(row)) <= horizon for row in self.impressions.with_older(newest))
+        return [row for row in self.impressions.with_older(newest) if abs(ts - ts_of(row)) <= horizon]
 
     def _row_for(self, newest: int, ts: int) -> int:
         """Return the first row, in partition order, of one identity whose window holds a timestamp, or NO_ROW.

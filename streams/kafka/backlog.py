@@ -5,13 +5,22 @@ costs four times as much; so at catch-up no topic runs ahead of another one that
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from streams.core.events import TOPICS, Event, Malformed
+from streams.core.partition import Batch
+from streams.wire.events import decoder
+
+CHUNK: Final = 1_000
+"""Records applied at a time: the event loop is held no longer, so that heartbeats and scrapes are answered."""
 
 FULL: Final = 16
 """Chunks of a topic that may lie here before its fetching is paused."""
+
+APPENDED: Final = "appended"
+"""Header with the time at which a record that was copied was first appended, in ms since the epoch, as text."""
+_LONGEST_TIME: Final = 13
 
 
 class Chunk(NamedTuple):
@@ -25,6 +34,29 @@ class Chunk(NamedTuple):
     def ts(self) -> int:
         """The time of its first event in ms; 0 if there is none, so that nothing waits for it."""
         return next((event.ts for event in self.events if not isinstance(event, Malformed)), 0)
+
+    @property
+    def batch(self) -> Batch:
+        """Its events as the core applies them."""
+        offsets = [record.offset for record in self.records]
+        times = [appended_ms(record) for record in self.records]
+        return Batch(self.topic, offsets, self.events, offsets[-1] + 1, times)
+
+
+def chunks(topic: str, records: list[Any]) -> Iterator[Chunk]:
+    """Cut consecutive records of a topic partition into chunks, decoded."""
+    decode = decoder(topic)
+    for start in range(0, len(records), CHUNK):
+        piece = records[start : start + CHUNK]
+        yield Chunk(topic, piece, decode([record.value for record in piece]))
+
+
+def appended_ms(record: Any) -> int | None:
+    """Return when a record was first appended: what its header `appended` says, else Kafka's time; None without."""
+    for name, value in record.headers:
+        if name == APPENDED and value is not None and value.isdigit() and len(value) <= _LONGEST_TIME:
+            return int(value)
+    return record.timestamp if record.timestamp is not None and record.timestamp >= 0 else None
 
 
 class Backlog:

@@ -15,13 +15,12 @@ import xxhash
 from streams.core.campaigns import Campaigns
 from streams.core.events import RENDERS, TOPICS
 from streams.core.panes import Touched
-from streams.core.partition import NEVER, Batch, Partition
+from streams.core.partition import NEVER, Partition
 from streams.core.rollup import Head, Partial
 from streams.core.rules import PlainRules, Rules
-from streams.kafka.backlog import Backlog, Chunk
+from streams.kafka.backlog import Backlog, Chunk, chunks
 from streams.kafka.topics import DEAD_LETTERS, PARTIALS
 from streams.kafka.transport import Flow, PartitionTable, RecordBatch
-from streams.wire.events import decoder
 from streams.wire.records import (
     Headers,
     RecordError,
@@ -34,9 +33,6 @@ from streams.wire.records import (
     letter_key,
 )
 
-CHUNK: Final = 1_000
-"""Records applied at a time: the event loop is held no longer, so that heartbeats and scrapes are answered."""
-
 PATIENCE_S: Final = 2.0
 """How long a topic waits for older events of another one that has records left but gives none."""
 
@@ -44,10 +40,6 @@ LIFT_BEHIND_MS: Final = 30_000
 """How far behind the newest stream time a silent topic is lifted: room for senders that are a little behind."""
 
 EPOCH: Final = 0
-
-APPENDED: Final = "appended"
-"""Header with the time at which a record that was copied was first appended, in ms since the epoch, as text."""
-_LONGEST_TIME: Final = 13
 
 
 class JournalError(Exception):
@@ -209,9 +201,8 @@ class Qualify:
             batch: RecordBatch = event.value
             owned = self.owned[batch.partition]
             topic = batch.topic.removeprefix(self.prefix)
-            for start in range(0, len(batch.records), CHUNK):
-                records = batch.records[start : start + CHUNK]
-                owned.backlog.put(Chunk(topic, records, decoder(topic)([record.value for record in records])))
+            for chunk in chunks(topic, batch.records):
+                owned.backlog.put(chunk)
             owned.fetched_at[topic] = monotonic()
             if owned.backlog.is_full(topic):
                 self.flow.pause(batch.topic, batch.partition)
@@ -244,13 +235,11 @@ class Qualify:
         return self.lag(topic, owned) != 0 and monotonic() - owned.fetched_at[topic] < PATIENCE_S
 
     def _apply(self, owned: Owned, chunk: Chunk) -> None:
-        topic, records, events = chunk
-        offsets, times = [record.offset for record in records], [appended_ms(record) for record in records]
-        refused = owned.state.apply(Batch(topic, offsets, events, offsets[-1] + 1, times))
+        refused = owned.state.apply(chunk.batch)
         owned.changed = True
-        owned.consumed_at[topic] = monotonic()
+        owned.consumed_at[chunk.topic] = monotonic()
         if refused:
-            by_offset = {record.offset: record for record in records}
+            by_offset = {record.offset: record for record in chunk.records}
             for letter in refused:
                 record = by_offset[letter.offset]
                 headers = letter_headers(letter, owned.number, record.timestamp, record.key)
@@ -355,14 +344,6 @@ class Qualify:
         for commit in commits:
             for topic, fence in commit.fences.items():
                 self.flow.done(self.prefix + topic, commit.owned.number, fence)
-
-
-def appended_ms(record: Any) -> int | None:
-    """Return when a record was first appended: what its header `appended` says, else Kafka's time; None without."""
-    for name, value in record.headers:
-        if name == APPENDED and value is not None and value.isdigit() and len(value) <= _LONGEST_TIME:
-            return int(value)
-    return record.timestamp if record.timestamp is not None and record.timestamp >= 0 else None
 
 
 def _partials(number: int, head: Head, cells: list[Touched]) -> list[bytes]:

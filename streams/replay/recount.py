@@ -50,7 +50,7 @@ def recount(
     Return the sums of each slicing. `tell` hears how many lines were just counted. Raises FileError.
     """
     kept = _Kept(slicings)
-    for number, batch in enumerate(_merged(files, chunk), 1):
+    for number, (batch, _) in enumerate(merged(files, chunk), 1):
         if batch.events:
             state.apply(batch)
         elif batch.topic != RENDERS:
@@ -91,25 +91,27 @@ class _Kept:
 # --- three topics in one order ----------------------------------------------------------------------------------------
 
 
-def _merged(files: Mapping[str, LineFile], chunk: int) -> Iterator[Batch]:
-    """Yield batches always of the topic that is furthest behind in event time; an empty one is the end of its topic.
+def merged(files: Mapping[str, LineFile], chunk: int = CHUNK) -> Iterator[tuple[Batch, list[bytes]]]:
+    """Yield batches and their lines, always of the topic that is furthest behind in event time.
 
+    An empty batch is the end of its topic.
     Their order decides no figure: only how much has to be held meanwhile.
     """
     return heapq.merge(*(_batches(topic, files.get(topic), chunk) for topic in TOPICS), key=_begin)
 
 
-def _batches(topic: str, file: LineFile | None, chunk: int) -> Iterator[Batch]:
+def _batches(topic: str, file: LineFile | None, chunk: int) -> Iterator[tuple[Batch, list[bytes]]]:
     decode = decoder(topic)
     for first, values in file.chunks(chunk) if file is not None else ():
         stop = first + len(values)
-        yield Batch(topic, range(first, stop), decode(values), stop)  # lines have no own time, as rule 2 wants it
-    yield Batch(topic, (), (), 0)
+        batch = Batch(topic, range(first, stop), decode(values), stop)  # lines have no own time, as rule 2 wants it
+        yield batch, values
+    yield Batch(topic, (), (), 0), []
 
 
-def _begin(batch: Batch) -> int:
+def _begin(piece: tuple[Batch, list[bytes]]) -> int:
     """Return the time of its first event in ms; 0 if there is none, so that nothing waits for it."""
-    return next((event.ts for event in batch.events if not isinstance(event, Malformed)), 0)
+    return next((event.ts for event in piece[0].events if not isinstance(event, Malformed)), 0)
 
 
 # --- days -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,117 @@
+"""Reads the input topics from their oldest record to their end, beside the worker: in no group, committing nothing.
+
+Law: what is read is what lay in the topics when reading began; records that come meanwhile are left alone.
+"""
+
+from collections.abc import AsyncIterator, Iterable
+from time import monotonic
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from streams.core.events import TOPICS
+from streams.kafka.backlog import Backlog, Chunk, chunks
+from streams.kafka.topics import Topic, TopicAdmin, TopicsError
+
+_FETCH_MS: Final = 500
+_AT_ONCE: Final = 4_000
+"""Records that one look at the consumer may give."""
+_SILENCE_S: Final = 30.0
+"""How long the broker may give nothing, though there are records left."""
+
+
+class Reader:
+    """Reads the three input topics. Use as an async context manager; raises TopicsError as `TopicAdmin` does."""
+
+    def __init__(self, broker: str, prefix: str) -> None:
+        self._broker = broker
+        self._prefix = prefix
+        self._consumer: Any = None
+        self._ends: dict[TopicPartition, int] = {}
+        self.partitions = 0
+
+    async def __aenter__(self) -> "Reader":
+        async with TopicAdmin(self._broker) as admin:
+            self.partitions = await admin.agreed_partitions([Topic(self._prefix + topic, {}) for topic in TOPICS])
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._broker, enable_auto_commit=False, auto_offset_reset="earliest"
+        )
+        try:
+            await self._consumer.start()
+            self._ends = await self._consumer.end_offsets(self._places(range(self.partitions)))
+        except (KafkaError, OSError) as error:
+            await self._consumer.stop()
+            raise self._gone(type(error).__name__) from None
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._consumer.stop()
+
+    def _places(self, partitions: Iterable[int]) -> list[TopicPartition]:
+        return [TopicPartition(self._prefix + topic, number) for number in partitions for topic in TOPICS]
+
+    def _gone(self, why: str) -> TopicsError:
+        return TopicsError(f"no answer from Kafka at {self._broker} ({why}): what was read so far is not all there is")
+
+    async def sizes(self) -> dict[int, int]:
+        """Return how many records each partition number holds, in all three topics."""
+        begins = await self._consumer.beginning_offsets(list(self._ends))
+        sizes = dict.fromkeys(range(self.partitions), 0)
+        for place, end in self._ends.items():
+            sizes[place.partition] += end - begins[place]
+        return sizes
+
+    async def records(self, partitions: Iterable[int]) -> AsyncIterator[tuple[str, int, list[Any]]]:
+        """Yield (topic without prefix, partition, records), each partition in order of its offsets."""
+        left = await self._start(self._places(partitions))
+        while left:
+            for place, records in await self._fetched(left):
+                yield place.topic.removeprefix(self._prefix), place.partition, records
+
+    async def chunks(self, partition: int) -> AsyncIterator[Chunk]:
+        """Yield the chunks of one partition number, its topics near to order of event time."""
+        places = {topic: TopicPartition(self._prefix + topic, partition) for topic in TOPICS}
+        left = await self._start(list(places.values()))
+        backlog, reached = Backlog(), dict.fromkeys(TOPICS, -1)
+        while True:
+            chunk = backlog.next(reached, lambda topic: places[topic] in left)
+            if chunk is not None:
+                reached[chunk.topic] = max(reached[chunk.topic], chunk.ts)
+                yield chunk
+            elif left:
+                self._hold_back({place for topic, place in places.items() if backlog.is_full(topic)} & left)
+                for place, records in await self._fetched(left):
+                    for piece in chunks(place.topic.removeprefix(self._prefix), records):
+                        backlog.put(piece)
+            else:
+                return
+
+    async def _start(self, places: list[TopicPartition]) -> set[TopicPartition]:
+        """Begin anew at the oldest records; return the topic partitions that have any."""
+        begins = await self._consumer.beginning_offsets(places)
+        left = {place for place in places if begins[place] < self._ends[place]}
+        if left:  # a consumer that is closed while it takes an assignment in waits for ever (aiokafka 0.14)
+            self._consumer.assign(sorted(left))
+        for place in left:
+            self._consumer.seek(place, begins[place])
+        return left
+
+    def _hold_back(self, full: set[TopicPartition]) -> None:
+        """Fetch no more of these for now, and all others."""
+        self._consumer.resume(*self._consumer.paused())
+        self._consumer.pause(*full)
+
+    async def _fetched(self, left: set[TopicPartition]) -> list[tuple[TopicPartition, list[Any]]]:
+        """Return the next records. Takes what is read to its end out of `left`: offsets need not all be records."""
+        deadline = monotonic() + _SILENCE_S
+        while monotonic() < deadline:
+            fetched = await self._consumer.getmany(timeout_ms=_FETCH_MS, max_records=_AT_ONCE)
+            ended = {place for place in left if await self._consumer.position(place) >= self._ends[place]}
+            left -= ended
+            if fetched or ended:
+                return [(place, self._in_time(place, records)) for place, records in fetched.items()]
+        raise self._gone(f"nothing for {_SILENCE_S:.0f} s")
+
+    def _in_time(self, place: TopicPartition, records: list[Any]) -> list[Any]:
+        return [record for record in records if record.offset < self._ends[place]]
