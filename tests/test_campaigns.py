@@ -1,11 +1,13 @@
 """What is agreed for a campaign: what its impressions cost from when on, and how many one viewer should see."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from streams.core.campaigns import Campaigns, Caps
+from streams.core.journal import Position
 from streams.kafka.qualify import JournalError, Qualify
 from streams.wire.campaigns import CampaignsError, load_campaigns, parse_campaigns
 from streams.wire.records import journal_key
@@ -158,7 +160,7 @@ def test_at_20_s_only_what_begins_later_may_change(after, rewritten):
 
 def worker_on(journal: Journal, campaigns: Campaigns, accept: bool = False) -> Qualify:
     made = Qualify(RULES[0], "", 0, 1, journal, SimpleNamespace(), campaigns, accept_settings=accept)
-    made.claim({0})
+    asyncio.run(made.claim({0}, generation=1))
     return made
 
 
@@ -167,7 +169,7 @@ def counted_until_220_s() -> tuple[Journal, Counting]:
     run = Run(counting, {"renders": [(0, render("x", 220_000), None)], "viewability": [], "clicks": []})
     run.read_all()
     run.commit()
-    return Journal({journal_key(0, 0, seq): record for seq, record in run.journal.items()}), counting
+    return Journal({journal_key(0, Position(0, seq)): record for seq, record in run.journal.items()}), counting
 
 
 def test_a_worker_does_not_start_on_a_file_that_says_other_things_of_what_was_counted():

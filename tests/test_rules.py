@@ -1,5 +1,7 @@
 """Rules are part of the state: a journal of other rules is not folded, unless somebody says that it is right."""
 
+import asyncio
+from functools import partial
 from ipaddress import ip_network
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.core.campaigns import Campaigns
+from streams.core.journal import Position
 from streams.core.rules import Rules
 from streams.kafka.qualify import JournalError, Qualify
 from streams.wire.records import decode_delta, encode_delta, journal_key
@@ -29,9 +32,9 @@ HORIZONS = (
 
 
 class Journal(dict[bytes, bytes]):
-    """A table of journal records that nobody sends anywhere."""
+    """A table of journal records that are delivered as soon as they are written."""
 
-    outbox = None
+    outbox = SimpleNamespace(flush=partial(asyncio.sleep, 0))
 
 
 def written(rules: Rules, records: int = 2) -> Journal:
@@ -41,12 +44,12 @@ def written(rules: Rules, records: int = 2) -> Journal:
         for topic in TOPICS:
             run.read(topic, 5)
         run.commit()
-    return Journal({journal_key(0, 0, seq): record for seq, record in run.journal.items()})
+    return Journal({journal_key(0, Position(0, seq)): record for seq, record in run.journal.items()})
 
 
 def claim(journal: Journal, rules: Rules, accept: bool = False) -> Qualify:
     made = Qualify(rules, "", 0, 1, journal, SimpleNamespace(), Campaigns(), accept_settings=accept)
-    made.claim({0})
+    asyncio.run(made.claim({0}, generation=1))
     return made
 
 
@@ -71,9 +74,9 @@ def test_the_same_networks_in_another_order_are_the_same_rules():
 def test_a_smaller_horizon_or_another_policy_is_accepted_when_it_is_said_to_be_right(name):
     other = msgspec.structs.replace(Rules(), **{name: OTHER[name]})
     journal = written(Rules())
-    (state,) = [owned.state for owned in claim(journal, other, accept=True).owned.values()]
-    seq = state.seq
-    journal[journal_key(0, 0, seq)] = encode_delta(state.take())
+    (owned,) = claim(journal, other, accept=True).owned.values()
+    position = Position(owned.epoch, owned.state.seq)
+    journal[journal_key(0, position)] = encode_delta(owned.state.take())
     assert claim(journal, other).owned.keys() == {0}, "the change is in the journal now"
     with pytest.raises(JournalError, match=name):
         claim(journal, Rules())

@@ -7,6 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streams.core.events import Click, Malformed, Render, Viewability
+from streams.core.journal import Claim, Position
 from streams.core.panes import Cell, Series, Touched
 from streams.core.partition import Delta, Partition, Refused
 from streams.core.rollup import Clock, Head, Lifetime, Partial, RowKey, Share, Window
@@ -254,12 +255,21 @@ def test_a_row_key_comes_back_as_it_was(key):
     assert records.decode_row_key(records.encode_row_key(9, key)) == (9, key)
 
 
+@pytest.mark.parametrize("basis", [None, Position(0, 2**64 - 1), Position(2**64 - 1, 0)])
+def test_a_claim_comes_back_as_it_was_and_is_told_from_a_delta(basis):
+    sealed = records.encode_claim(Claim(basis))
+    assert records.decode_claim(sealed) == Claim(basis)
+    assert records.is_claim(sealed)
+    assert not records.is_claim(records.encode_delta(Partition(Rules()).take()))
+
+
 def test_a_partial_comes_back_as_it_was():
     assert records.decode_partial(records.encode_partial(PARTIAL)) == PARTIAL
 
 
 def test_journal_keys_come_back_as_they_were_and_sort_by_partition_epoch_and_number():
-    places = [(0, 0, 2), (0, 0, 10), (0, 1, 0), (1, 0, 0), (2**32 - 1, 2**64 - 1, 2**64 - 1)]
+    positions = [(0, (0, 2)), (0, (0, 10)), (0, (1, 0)), (1, (0, 0)), (2**32 - 1, (2**64 - 1, 2**64 - 1))]
+    places = [(partition, Position(*position)) for partition, position in positions]
     keys = [records.journal_key(*place) for place in places]
     assert [records.journal_position(key) for key in keys] == places
     assert sorted(keys) == keys

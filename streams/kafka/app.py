@@ -206,7 +206,8 @@ class Worker:
         self._consumer.stop_flow()
         assigned = self._consumer.assignment()
         renders, partials = self._settings.topic(RENDERS), self._settings.topic(PARTIALS)
-        self.qualify.claim({tp.partition for tp in assigned if tp.topic == renders})
+        generation = self._app.consumer_generation_id
+        await self.qualify.claim({tp.partition for tp in assigned if tp.topic == renders}, generation)
         self.rollup.claim({tp.partition for tp in assigned if tp.topic == partials})
         self.recovery_seconds = monotonic() - self._assigned_at
 

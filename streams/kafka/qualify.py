@@ -5,7 +5,8 @@ letters of its records are delivered. The steps of a commit are numbered; each w
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import lru_cache
 from time import monotonic
 from typing import Any, Final, NamedTuple
@@ -14,8 +15,9 @@ import xxhash
 
 from streams.core.campaigns import Campaigns
 from streams.core.events import RENDERS, TOPICS
+from streams.core.journal import ChainError, Claim, Position, chain, next_epoch
 from streams.core.panes import Touched
-from streams.core.partition import NEVER, Partition
+from streams.core.partition import NEVER, Delta, Partition
 from streams.core.rollup import Head, Partial
 from streams.core.rules import PlainRules, Rules
 from streams.kafka.backlog import Backlog, Chunk, chunks
@@ -24,9 +26,12 @@ from streams.kafka.transport import Flow, PartitionTable, RecordBatch
 from streams.wire.records import (
     Headers,
     RecordError,
+    decode_claim,
     decode_delta,
+    encode_claim,
     encode_delta,
     encode_partial,
+    is_claim,
     journal_key,
     journal_position,
     letter_headers,
@@ -38,8 +43,6 @@ PATIENCE_S: Final = 2.0
 
 LIFT_BEHIND_MS: Final = 30_000
 """How far behind the newest stream time a silent topic is lifted: room for senders that are a little behind."""
-
-EPOCH: Final = 0
 
 
 class JournalError(Exception):
@@ -57,9 +60,14 @@ class Letter(NamedTuple):
 class Owned:
     """A partition of viewers that this worker owns, with what its next commit has to carry."""
 
-    def __init__(self, number: int, state: Partition) -> None:
+    def __init__(self, number: int, state: Partition, epoch: int, kept: Iterable[Position] = ()) -> None:
         self.number = number
         self.state = state
+        self.epoch = epoch
+        self._kept = deque(kept)
+        """The journal records that hold, oldest first, without the claim of this owner."""
+        self._expired: deque[tuple[float, list[Position]]] = deque()
+        """When what had expired was known to be delivered, and what that was."""
         self.letters: list[Letter] = []
         self.claimed = False
         """Whether stage 2 has been told every cell since this worker took the partition."""
@@ -75,15 +83,39 @@ class Owned:
         self.ended_at = dict.fromkeys(TOPICS, float("-inf"))
         """When each topic was last seen read to its end."""
 
+    def expired(self) -> list[Position]:
+        """Return, once, the journal records that nothing needs any more, oldest first; the own claim never is one."""
+        numbers = self.state.expired()
+        found = []
+        while numbers and self._kept[0].seq <= numbers[-1]:
+            found.append(self._kept.popleft())
+        return found
+
+    def deletable(self, heard_at: float) -> list[Position]:
+        """Return, once, what expired and can be deleted, as this was its owner still when that was decided.
+
+        An old owner that does not know it yet must not delete: it can be further on than the new one.
+        """
+        found = []
+        while self._expired and self._expired[0][0] < heard_at:
+            found += self._expired.popleft()[1]
+        return found
+
+    def wrote(self, position: Position, expired: list[Position]) -> None:
+        """Take note of a journal record of this owner that is delivered, and of what had expired before it."""
+        self._kept.append(position)
+        if expired:
+            self._expired.append((monotonic(), expired))
+
 
 class Commit(NamedTuple):
     """What one commit writes for one partition."""
 
     owned: Owned
     letters: list[Letter]
-    seq: int
+    position: Position
     delta: bytes
-    expired: list[int]
+    expired: list[Position]
     partials: list[bytes]
     """One for each partition of `campaign-partials`."""
     final_before: int
@@ -123,31 +155,61 @@ class Qualify:
 
     # --- owning partitions ---------------------------------------------------------------------------------------
 
-    def claim(self, numbers: Iterable[int]) -> None:
-        """Take partitions over: fold the journal of each into its state. Raises JournalError."""
-        wanted = set(numbers)
-        records: dict[int, list[tuple[int, int, bytes]]] = {number: [] for number in wanted}
-        for key, value in self.journal.items():
-            number, epoch, seq = journal_position(key)
-            if number in wanted:
-                records[number].append((epoch, seq, value))
-        self.owned = {number: Owned(number, self._folded(number, records[number])) for number in sorted(wanted)}
+    async def claim(self, numbers: Iterable[int], generation: int) -> None:
+        """Take partitions over: fold the journal of each into its state, then write a claim. Raises JournalError.
 
-    def _folded(self, number: int, records: list[tuple[int, int, bytes]]) -> Partition:
+        `generation` is the consumer group's: what an owner of an earlier one still writes after the claim is void.
+        """
+        wanted = set(numbers)
+        journals: dict[int, dict[Position, bytes]] = {number: {} for number in wanted}
+        for key, value in self.journal.items():
+            number, position = journal_position(key)
+            if number in wanted:
+                journals[number][position] = value
+        self.owned = {number: self._claimed(number, journals[number], generation) for number in sorted(wanted)}
+        await self.outbox.flush()
+
+    def _claimed(self, number: int, journal: dict[Position, bytes], generation: int) -> Owned:
+        try:
+            claims = {position: decode_claim(value) for position, value in journal.items() if is_claim(value)}
+            held = chain(claims, journal.keys() - claims.keys())
+        except (RecordError, ChainError) as error:
+            raise JournalError(f"journal of partition {number}: {error}") from None
+        deltas = [position for position in held if position not in claims]
+        state = self._folded(number, [(position, journal[position]) for position in deltas])
+        newest = max((position.epoch for position in journal), default=0)
+        basis = held[-1] if held else None
+        own = Position(next_epoch(newest, generation), basis.seq + 1 if basis else state.seq)
+        self.journal[journal_key(number, own)] = encode_claim(Claim(basis))
+        for void in journal.keys() - set(held):
+            del self.journal[journal_key(number, void)]
+        state.seq = own.seq + 1
+        return Owned(number, state, own.epoch, held)
+
+    def _folded(self, number: int, records: list[tuple[Position, bytes]]) -> Partition:
         state = Partition(self.rules, self.campaigns, self.segments)
-        fences: list[int] | None = None
-        for epoch, seq, value in sorted(records):
-            try:
-                delta = decode_delta(value)
-            except RecordError as error:
-                raise JournalError(f"journal record {number}/{epoch}/{seq}: {error}") from None
-            if fences is not None and delta.fences_before != fences:
-                raise JournalError(f"journal record {number}/{epoch}/{seq}: a record before it is missing")
-            state.fold([delta])
-            fences = [progress.fence for progress in delta.progress]
+        if records:
+            # What the newest record says of time lets the older ones be folded without what is forgotten by then.
+            newest = self._delta(number, *records[-1])
+            state.fold(self._deltas(number, records), newest.progress[TOPICS.index(RENDERS)].stream_time)
         self._check_rules(number, state.journaled_rules)
         self._check_campaigns(number, state)
         return state
+
+    def _deltas(self, number: int, records: list[tuple[Position, bytes]]) -> Iterator[Delta]:
+        fences: list[int] | None = None
+        for position, value in records:
+            delta = self._delta(number, position, value)
+            if fences is not None and delta.fences_before != fences:
+                raise JournalError(f"{_record(number, position)}: a record before it is missing")
+            yield delta
+            fences = [progress.fence for progress in delta.progress]
+
+    def _delta(self, number: int, position: Position, value: bytes) -> Delta:
+        try:
+            return decode_delta(value)
+        except RecordError as error:
+            raise JournalError(f"{_record(number, position)}: {error}") from None
 
     def _check_campaigns(self, number: int, state: Partition) -> None:
         """Refuse a file of campaigns that says of the past what another one said before. Raises JournalError."""
@@ -297,7 +359,7 @@ class Qualify:
         state = owned.state
         owned.idle = self._is_idle(owned)
         head = Head(
-            epoch=EPOCH,
+            epoch=owned.epoch,
             seq=state.seq,
             partitions=self.partitions,
             stream_time=state.progress[RENDERS].stream_time,
@@ -305,11 +367,12 @@ class Qualify:
             final_before=state.final_before(),
         )
         cells = state.touched() if owned.claimed else state.cells()
-        expired = state.expired()
+        expired = owned.expired()
         partials = _partials(owned.number, head, cells)
         delta = encode_delta(state.take(owned.confirmed))
         fences = {topic: progress.fence for topic, progress in state.progress.items()}
-        commit = Commit(owned, owned.letters, head.seq, delta, expired, partials, head.final_before, fences)
+        position = Position(owned.epoch, head.seq)
+        commit = Commit(owned, owned.letters, position, delta, expired, partials, head.final_before, fences)
         owned.letters = []
         owned.claimed, owned.changed = True, False
         return commit
@@ -325,10 +388,13 @@ class Qualify:
     async def _step_2_journal(self, commits: list[Commit]) -> None:
         """Write one record a partition, all of it or nothing, and delete those that nothing needs any more."""
         for commit in commits:
-            self.journal[journal_key(commit.owned.number, EPOCH, commit.seq)] = commit.delta
-            for seq in commit.expired:
-                del self.journal[journal_key(commit.owned.number, EPOCH, seq)]
+            number, owned = commit.owned.number, commit.owned
+            self.journal[journal_key(number, commit.position)] = commit.delta
+            for position in owned.deletable(self.flow.heard_at()):
+                del self.journal[journal_key(number, position)]
         await self.outbox.flush()
+        for commit in commits:
+            commit.owned.wrote(commit.position, commit.expired)
 
     async def _step_3_partials(self, commits: list[Commit]) -> None:
         """Tell stage 2. What is lost here is sent again by the next owner, who sends every cell."""
@@ -344,6 +410,10 @@ class Qualify:
         for commit in commits:
             for topic, fence in commit.fences.items():
                 self.flow.done(self.prefix + topic, commit.owned.number, fence)
+
+
+def _record(number: int, position: Position) -> str:
+    return f"journal record {number}/{position.epoch}/{position.seq}"
 
 
 def _partials(number: int, head: Head, cells: list[Touched]) -> list[bytes]:

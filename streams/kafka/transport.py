@@ -12,6 +12,7 @@ What is overridden here, and why (versions are pinned in pyproject.toml; tests h
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 import faust
@@ -53,6 +54,12 @@ class Flow(Protocol):
     def end_offset(self, topic: str, partition: int) -> int | None:
         """Return the end of a partition as the last fetch reported it, or None before the first."""
 
+    def heard_at(self) -> float:
+        """Return when (`monotonic`) the newest heartbeat was sent that the group answered as one of this member.
+
+        Whatever was delivered before that, was delivered by the owner of its partitions.
+        """
+
 
 class BatchSchema(faust.Schema):
     """Hands a batch through to the agent as it is: decoding is the agent's work."""
@@ -72,6 +79,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     A broker is asked for one fetch at a time. One for partitions without new records, while those with records are
     being applied, would hold up the next fetch of those for as long as the broker waits: stock Faust says 1.5 s.
     """
+
+    heard_at = float("-inf")
+    """When the newest heartbeat was sent that the group answered well."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -94,6 +104,17 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             return result
 
         fetcher._proc_fetch_request = process_without_copies  # noqa: SLF001
+        coordinator = self._consumer._coordinator  # noqa: SLF001
+        beat = coordinator._do_heartbeat  # noqa: SLF001
+
+        async def beat_and_remember() -> bool:
+            sent_at = monotonic()
+            is_member: bool = await beat()
+            if is_member:
+                self.heard_at = sent_at
+            return is_member
+
+        coordinator._do_heartbeat = beat_and_remember  # noqa: SLF001
 
 
 def _as_it_is(_: TP, record: Any) -> Any:
@@ -235,6 +256,10 @@ class Consumer(driver.Consumer):
         """Return the end of a partition as the last fetch reported it, or None before the first."""
         tp = TP(topic, partition)
         return self._thread.highwater(tp) if tp in self.assignment() else None
+
+    def heard_at(self) -> float:
+        """Return when the newest heartbeat was sent that the group answered as one of this member."""
+        return self._thread.heard_at  # type: ignore[no-any-return]
 
 
 class Producer(driver.Producer):

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import xxhash
 
+from streams.core.journal import Claim, Position
 from streams.core.panes import Series
 from streams.core.partition import Delta, Refused
 from streams.core.rollup import Clock, Farewell, Head, Lifetime, Partial, Row, RowKey, Share, Window
@@ -60,20 +61,37 @@ def _decoded(payload: bytes, decode: Callable[[bytes], T]) -> T:
 
 # --- journal ----------------------------------------------------------------------------------------------------------
 
+_CLAIM: Final = b"CM"
+_claim = msgspec.msgpack.Decoder(Claim).decode
 _delta = msgspec.msgpack.Decoder(Delta).decode
 
 
-def journal_key(partition: int, epoch: int, seq: int) -> bytes:
+def journal_key(partition: int, position: Position) -> bytes:
     """Return the key of a journal record. The partition comes first: it names the changelog partition."""
-    return _JOURNAL_KEY.pack(partition, epoch, seq)
+    return _JOURNAL_KEY.pack(partition, *position)
 
 
-def journal_position(key: bytes) -> tuple[int, int, int]:
-    """Return (partition, epoch, seq) of a journal key. Raises RecordError."""
+def journal_position(key: bytes) -> tuple[int, Position]:
+    """Return (partition, position) of a journal key. Raises RecordError."""
     if len(key) != _JOURNAL_KEY.size:
         raise RecordError("no journal key: its length is wrong")
     partition, epoch, seq = _JOURNAL_KEY.unpack(key)
-    return partition, epoch, seq
+    return partition, Position(epoch, seq)
+
+
+def is_claim(data: bytes) -> bool:
+    """Say whether a journal record's value is a claim; if not, it is a delta."""
+    return data[:2] == _CLAIM
+
+
+def encode_claim(claim: Claim) -> bytes:
+    """Return a claim as the value of a journal record."""
+    return _seal(_CLAIM, _pack(claim))
+
+
+def decode_claim(data: bytes) -> Claim:
+    """Return the claim in a journal record's value. Raises RecordError."""
+    return _open(_CLAIM, data, _claim)
 
 
 def encode_delta(delta: Delta) -> bytes:
