@@ -1,0 +1,204 @@
+"""The tests of the counting rules, tried: each rule is broken on purpose in a copy, and they have to see it.
+
+A mutant whose text is no longer in the source is no mutant, and fails here; so does one that ends in anything but a
+failed test.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GUARD = """
+from pathlib import Path
+
+import streams
+
+assert Path(streams.__file__).parent.parent == Path(__file__).parent, "this would try the original"
+"""
+
+
+class Mutant(NamedTuple):
+    """A rule that is broken: in which file below streams/core, from what text to what, and who has to see it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    Mutant(
+        "renders exactly the refresh interval apart are refreshes",
+        "refresh.py", "abs(ts_ms - anchor) < self._interval_ms", "abs(ts_ms - anchor) <= self._interval_ms", "refresh",
+    ),
+    Mutant(
+        "a refresh is compared with the last one seen, counted or not",
+        "partition.py", "return _REFRESH, 0, NOWHERE", "return _REFRESH, 0, place", "refresh",
+    ),
+    Mutant("a standard has to be exceeded", "standards.py", "told >= asked", "told > asked", "standards"),
+    Mutant("a large display needs more than its area", "standards.py", ">= LARGE_PX", "> LARGE_PX", "standards"),
+    Mutant(
+        "an event just as old as lateness allows is late",
+        "partition.py",
+        "        if ts < progress.stream_time - self.rules.lateness_ms:\n            return _LATE\n"
+        "        if ts > progress.stream_time:\n            progress.stream_time = ts\n        older",
+        "        if ts <= progress.stream_time - self.rules.lateness_ms:\n            return _LATE\n"
+        "        if ts > progress.stream_time:\n            progress.stream_time = ts\n        older",
+        "counting",
+    ),
+    Mutant(
+        "a render at the edge of the dedup horizon is another impression",
+        "partition.py", "abs(ts - ts_of(row)) <= horizon", "abs(ts - ts_of(row)) < horizon", "counting",
+    ),
+    Mutant(
+        "a render is compared with duplicates as well",
+        "partition.py",
+        "self._duplicated(older, ts):\n            return _DUPLICATE",
+        "self._duplicated(older, ts):\n            self._remember(key, ts, 0, NOBODYS, 0, NOWHERE, older)\n"
+        "            return _DUPLICATE",
+        "counting",
+    ),
+    Mutant(
+        "impressions of two sources with one id are the same",
+        "partition.py", "impression_id.encode(), _seed(source))", "impression_id.encode(), _seed(None))", "counting",
+    ),
+    Mutant(
+        "a view is credited to the pane after its render's",
+        "partition.py",
+        "cell = ledger.touch(ts - ts % PANE_MS)\n                cell.revision += 1",
+        "cell = ledger.touch(ts - ts % PANE_MS + PANE_MS)\n                cell.revision += 1",
+        "counting",
+    ),
+    Mutant(
+        "the viewable rate is of served",
+        "rates.py", "ratio(cell.viewable, cell.measurable,", "ratio(cell.viewable, cell.served,", "rates",
+    ),
+    Mutant(
+        "vCPM is per measurable",
+        "rates.py", "cell.spend * 1000, cell.viewable", "cell.spend * 1000, cell.measurable", "rates",
+    ),
+    Mutant(
+        "currencies are added up",
+        "partition.py", "self.books.of(render, currency)", "self.books.of(render, DEFAULT_CURRENCY)", "counting",
+    ),
+    Mutant(
+        "a price is rounded half up",
+        "money.py", "quantize(quantum, ROUND_HALF_EVEN", "quantize(quantum, 'ROUND_HALF_UP'", "money",
+    ),
+    Mutant(
+        "a record from the future moves stream time",
+        "partition.py",
+        "outcome = _FUTURE\n",
+        "outcome = _FUTURE\n                progress.stream_time = max(progress.stream_time, event.ts)\n",
+        "counting",
+    ),
+    Mutant(
+        "a view is an orphan while its render can still come",
+        "partition.py",
+        "self._due.before(self._earliest_possible_render() - self.rules.early_ms)",
+        "self._due.before(self._earliest_possible_render() + self.rules.early_ms)",
+        "counting",
+    ),
+    Mutant(
+        "a click always makes viewable",
+        "partition.py", " if rules.click_makes_viewable else 0", "", "standards",
+    ),
+    Mutant(
+        "an ad that a server stitched in is traffic of a data centre",
+        "traffic.py", "and not render.server_side ", "", "traffic",
+    ),
+    Mutant(
+        "the newest terms hold for all times",
+        "campaigns.py", "if terms.since_ms <= ts_ms), None)", "), None)", "campaigns",
+    ),
+    Mutant(
+        "an impression is over the cap that just reaches it",
+        "campaigns.py", "counts[key] > cap.impressions", "counts[key] >= cap.impressions", "campaigns",
+    ),
+    Mutant(
+        "what is paid when viewable is paid when served as well",
+        "partition.py", "if not born & (PER_VIEWABLE | PER_CLICK):", "if not born & PER_CLICK:", "campaigns",
+    ),
+    Mutant(
+        "an old owner's partial is taken",
+        "rollup.py", "partial.head.epoch < known.epoch", "partial.head.epoch < 0", "rollup",
+    ),
+    Mutant(
+        "an old word is taken after a new one",
+        "rollup.py", "elif version < share.version:", "elif version < (0, 0):", "rollup",
+    ),
+    Mutant(
+        "finality is taken from an older word",
+        "rollup.py", "partial.head.version >= known.version", "True", "rollup",
+    ),
+    Mutant(
+        "what is folded into the totals is counted once more",
+        "rollup.py", "if touched.pane < account.lifetime.bound:", "if touched.pane < 0:", "rollup",
+    ),
+    Mutant(
+        "a claim of an old owner is as good as the new one's",
+        "journal.py", "max(claim_of, default=0)", "min(claim_of, default=0)", "journal",
+    ),
+    Mutant(
+        "a claim stands on whatever its owner had folded, and on all that came after",
+        "journal.py", "(newest is None or one.seq <= newest)", "True", "journal",
+    ),
+]  # fmt: skip
+
+
+def copied(folder: Path) -> Path:
+    """What the tests of the core need, and a guard that it is this copy which they try."""
+    for part in ("streams", "tests"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    (folder / "conftest.py").write_text(GUARD)
+    return folder
+
+
+def tried(folder: Path, *names: str) -> tuple[int, str]:
+    """Exit code and output of the tests of a copy: 0 all passed, 1 one failed, and more if they could not be run."""
+    files = [f"tests/test_{name}.py" for name in names]
+    few = {"STREAMS_TEST_EXAMPLES": "20"}  # the laws are tried at length elsewhere: here examples have to speak
+    environment = os.environ | few | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def mutated(folder: Path, mutant: Mutant) -> tuple[int, str]:
+    path = copied(folder) / "streams" / "core" / mutant.file
+    source = path.read_text()
+    assert source.count(mutant.old) == 1, f"{mutant.file} has this text {source.count(mutant.old)} times: {mutant.old}"
+    path.write_text(source.replace(mutant.old, mutant.new))
+    return tried(folder, mutant.tests)
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, "Future[tuple[int, str]]"]]:
+    """All mutants, two at a time, each begun before anybody asks for it."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            mutant.name: pool.submit(mutated, tmp_path_factory.mktemp("mutant") / "copy", mutant) for mutant in MUTANTS
+        }
+
+
+def test_without_a_mutation_all_tests_pass(tmp_path: Path) -> None:
+    code, output = tried(copied(tmp_path / "copy"), *sorted({mutant.tests for mutant in MUTANTS}))
+    assert code == 0, output
+
+
+@pytest.mark.parametrize("name", [mutant.name for mutant in MUTANTS])
+def test_the_tests_see_that(name: str, trials: dict[str, "Future[tuple[int, str]]"]) -> None:
+    code, output = trials[name].result()
+    assert code == 1, output
