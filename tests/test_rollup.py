@@ -72,7 +72,7 @@ class Stage:
 
     def _loaded(self) -> Rollup:
         total = Rollup((SHORT, LONG))
-        total.load([(decode_row_key(key)[1], decode_row(row)) for key, row in self.table.items()])
+        total.load([(decode_row_key(key)[2], decode_row(row)) for key, row in self.table.items()])
         return total
 
     def take(self, sent: bytes) -> None:
@@ -89,9 +89,9 @@ class Stage:
             self.published[window.campaign_id, window.currency, window.start] = window
         for key, row in self.rollup.changed():
             if row is None:
-                self.table.pop(encode_row_key(0, key), None)
+                self.table.pop(encode_row_key(0, 0, key), None)
             else:
-                self.table[encode_row_key(0, key)] = encode_row(row)
+                self.table[encode_row_key(0, 0, key)] = encode_row(row)
         self.rollup.fold_final()
         self.committed = self.applied
 

@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -252,7 +253,12 @@ def test_a_row_comes_back_as_it_was(row):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_row_key_comes_back_as_it_was(key):
-    assert records.decode_row_key(records.encode_row_key(9, key)) == (9, key)
+    assert records.decode_row_key(records.encode_row_key(9, 2**40, key)) == (9, 2**40, key)
+
+
+def test_a_row_key_from_before_owners_had_epochs_is_of_epoch_0():
+    written = b"\0\0\0\x09" + msgspec.msgpack.encode((None, None, 3))
+    assert records.decode_row_key(written) == (9, 0, RowKey(None, None, 3))
 
 
 @pytest.mark.parametrize("basis", [None, Position(0, 2**64 - 1), Position(2**64 - 1, 0)])

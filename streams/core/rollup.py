@@ -88,6 +88,40 @@ _CLOCK: Final = RowKey(None, None)
 Row = dict[int, Share] | Lifetime | Head | Clock
 
 
+def merged(rows: Iterable[tuple[RowKey, Row]]) -> dict[RowKey, Row]:
+    """Return one row a key, of those that several owners of a table have left: of each part the newest.
+
+    All owners read the same partials in the same order, so whichever is further on holds what the other one does. An
+    old owner that wakes up and writes changes nothing.
+    """
+    newest: dict[RowKey, Row] = {}
+    for key, row in rows:
+        newest[key] = _newer(newest[key], row) if key in newest else row
+    return newest
+
+
+def _newer(one: Row, other: Row) -> Row:
+    if isinstance(one, dict):
+        assert isinstance(other, dict)  # noqa: S101
+        shares = dict(one)
+        for partition, share in other.items():
+            if partition not in shares or share.version > shares[partition].version:
+                shares[partition] = share
+        return shares
+    return max(one, other, key=_age)
+
+
+def _age(row: Row) -> Any:
+    match row:
+        case Head():
+            return row.version
+        case Lifetime():
+            return row.bound
+        case Clock():
+            return row.now
+    raise TypeError(row)
+
+
 class Window(msgspec.Struct, frozen=True):
     """One tumbling window of one campaign and currency, as published on `campaign-windows`."""
 
@@ -346,21 +380,21 @@ class Rollup:
         return account.lifetime if key.minute is None else account.minutes.get(key.minute)
 
     def load(self, rows: Iterable[tuple[RowKey, Row]]) -> None:
-        """Rebuild an empty rollup from the rows of its table."""
-        rows = list(rows)
-        for key, row in rows:
+        """Rebuild an empty rollup from the rows of its table, whichever owners wrote them."""
+        newest = merged(rows).items()
+        for key, row in newest:
             if isinstance(row, Head):
                 assert key.partition is not None  # noqa: S101
                 self.heads[key.partition] = row
             elif isinstance(row, Clock):
                 self._move_on(row.now)
-        for key, row in rows:
+        for key, row in newest:
             if isinstance(row, Lifetime):
                 assert key.series is not None  # noqa: S101
                 account = self._account(key.series)
                 account.lifetime = row
                 account.total.add(row.cell)
-        for key, row in rows:
+        for key, row in newest:
             if isinstance(row, dict):
                 self._load_minute(key, row)
 

@@ -208,7 +208,7 @@ class Worker:
         renders, partials = self._settings.topic(RENDERS), self._settings.topic(PARTIALS)
         generation = self._app.consumer_generation_id
         await self.qualify.claim({tp.partition for tp in assigned if tp.topic == renders}, generation)
-        self.rollup.claim({tp.partition for tp in assigned if tp.topic == partials})
+        self.rollup.claim({tp.partition for tp in assigned if tp.topic == partials}, generation)
         self.recovery_seconds = monotonic() - self._assigned_at
 
     async def _drain_stages(self) -> None:

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 from streams.core.campaigns import Campaigns
+from streams.core.journal import next_epoch
 from streams.core.panes import Series
 from streams.core.partition import NEVER
 from streams.core.rollup import Rollup, Row, RowKey
@@ -55,20 +56,29 @@ class RollupStage:
         """When a partial last brought anything that changes a figure."""
         self.positions: dict[int, int] = {}
         """Partition -> offset before which every partial is applied."""
+        self._epochs: dict[int, int] = {}
+        """Partition -> the epoch under which this owner writes its rows."""
+        self._written: dict[int, dict[RowKey, set[bytes]]] = {}
+        """Partition -> row -> the keys of the table that hold it: one for each owner that left it."""
         self._committed: dict[int, int] = {}
         self._committing = asyncio.Lock()
 
-    def claim(self, numbers: Iterable[int]) -> None:
-        """Take partitions over: load the rows of each. Raises TableError."""
+    def claim(self, numbers: Iterable[int], generation: int) -> None:
+        """Take partitions over: load the rows of each, and write from now on as another owner. Raises TableError."""
         self.owned = {number: Rollup(self.windows_ms, self.campaigns, self.ttl_ms) for number in sorted(numbers)}
         rows: dict[int, list[tuple[RowKey, Row]]] = {number: [] for number in self.owned}
+        epochs = dict.fromkeys(self.owned, 0)
+        self._written = {number: {} for number in self.owned}
         for data, value in self.table.items():
-            number, key = decode_row_key(data)
+            number, epoch, key = decode_row_key(data)
             if number in rows:
+                epochs[number] = max(epochs[number], epoch)
+                self._written[number].setdefault(key, set()).add(data)
                 try:
                     rows[number].append((key, decode_row(value)))
                 except RecordError as error:
                     raise TableError(f"row {number}/{key}: {error}") from None
+        self._epochs = {number: next_epoch(epoch, generation) for number, epoch in epochs.items()}
         for number, rollup in self.owned.items():
             rollup.load(rows[number])
 
@@ -138,11 +148,14 @@ class RollupStage:
                     self.outbox.send(self.prefix + WINDOWS, window_key(word), encode_window(word), partition=number)
 
     def _step_2_rows(self, owned: dict[int, Rollup]) -> None:
-        """Write the rows that changed, each whole."""
+        """Write the rows that changed, each whole, and then delete those that older owners left of them."""
         for number, rollup in owned.items():
             for key, row in rollup.changed():
-                data = encode_row_key(number, key)
+                written = self._written[number].pop(key, set())
                 if row is not None:
-                    self.table[data] = encode_row(row)
-                elif data in self.table:
+                    own = encode_row_key(number, self._epochs[number], key)
+                    self.table[own] = encode_row(row)
+                    self._written[number][key] = {own}
+                    written.discard(own)
+                for data in written:
                     del self.table[data]

@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 import faust
+from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
@@ -26,6 +27,11 @@ PARTITION_BYTES = 4
 """Length of the partition number, big-endian, that opens every key of a `PartitionTable`."""
 
 FETCH_WAIT_MS = 50
+
+_LEASE_TICK_S = 0.05
+
+NOT_YET = float("-inf")
+"""When a worker that was never a member of its group last heard of it."""
 
 
 class RecordBatch(NamedTuple):
@@ -80,7 +86,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     being applied, would hold up the next fetch of those for as long as the broker waits: stock Faust says 1.5 s.
     """
 
-    heard_at = float("-inf")
+    heard_at = NOT_YET
     """When the newest heartbeat was sent that the group answered well."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
@@ -261,13 +267,52 @@ class Consumer(driver.Consumer):
         """Return when the newest heartbeat was sent that the group answered as one of this member."""
         return self._thread.heard_at  # type: ignore[no-any-return]
 
+    def generation(self) -> int:
+        """Return the generation of the group that this worker is a member of, -1 while it is none."""
+        return self._thread._consumer._coordinator.generation  # type: ignore[no-any-return]  # noqa: SLF001
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Let Faust recover; to be assigned is as good as a heartbeat."""
+        self._thread.heard_at = monotonic()
+        await super().on_partitions_assigned(assigned, generation_id)
+
+
+class LeaseError(Exception):
+    """Partitions that this worker may own no longer: it was paused, or cut off, for longer than the group waits."""
+
 
 class Producer(driver.Producer):
-    """Keeps every delivery that is not confirmed yet; a failed one is never forgotten."""
+    """Keeps every delivery that is not confirmed yet; a failed one is never forgotten.
+
+    It sends nothing while it is not known whether this worker still is what it was when the records were made: after a
+    pause, the group is asked first. What an old owner writes is void anyway (core/journal), but for what others read.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._unconfirmed: set[asyncio.Future[Any]] = set()
+
+    async def on_start(self) -> None:
+        """Start, and look at the lease before each request that writes."""
+        await super().on_start()
+        client = self._producer.client
+        send = client.send
+
+        async def send_with_lease(node: int, request: Any, **kwargs: Any) -> Any:
+            if isinstance(request, ProduceRequest):
+                await self._lease()
+            return await send(node, request, **kwargs)
+
+        client.send = send_with_lease
+
+    async def _lease(self) -> None:
+        """Wait until a heartbeat is younger than the session timeout. Raises LeaseError if the group has gone on."""
+        app, consumer = self.app, self.app.consumer
+        generation = app.consumer_generation_id
+        while NOT_YET < consumer.heard_at() < monotonic() - app.conf.broker_session_timeout:
+            if consumer.generation() != generation:
+                raise LeaseError("paused or cut off for longer than STREAMS_SESSION_TIMEOUT: others own its partitions")
+            await asyncio.sleep(_LEASE_TICK_S)
 
     async def send(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         """Hand a record to the producer; `flush` says whether it arrived."""

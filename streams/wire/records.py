@@ -128,19 +128,30 @@ _ROWS: Final[dict[bytes, Callable[[bytes], Any]]] = {
     b"MI": msgspec.msgpack.Decoder(dict[int, Share]).decode,
 }
 _KINDS: Final[dict[type, bytes]] = {Clock: b"CL", Head: b"HE", Lifetime: b"LI", dict: b"MI"}
-_row_key = msgspec.msgpack.Decoder(tuple[Series | None, int | None, int | None]).decode
 
 
-def encode_row_key(table_partition: int, key: RowKey) -> bytes:
-    """Return the key of a row; the partition of the table comes first."""
-    return _PARTITION.pack(table_partition) + _pack(tuple(key))
+class _RowKey(msgspec.Struct, frozen=True, array_like=True):
+    series: Series | None
+    minute: int | None
+    partition: int | None
+    epoch: int = 0
+    """Format 1 had none."""
 
 
-def decode_row_key(data: bytes) -> tuple[int, RowKey]:
-    """Return (partition of the table, key) of a row's key. Raises RecordError."""
+_row_key = msgspec.msgpack.Decoder(_RowKey).decode
+
+
+def encode_row_key(table_partition: int, epoch: int, key: RowKey) -> bytes:
+    """Return the key of a row that an owner writes: each has rows of its own. The partition comes first."""
+    return _PARTITION.pack(table_partition) + _pack(_RowKey(*key, epoch))
+
+
+def decode_row_key(data: bytes) -> tuple[int, int, RowKey]:
+    """Return (partition of the table, epoch of who wrote it, key) of a row's key. Raises RecordError."""
     if len(data) < _PARTITION.size:
         raise RecordError("no row key: it is too short")
-    return _PARTITION.unpack_from(data)[0], RowKey(*_decoded(data[_PARTITION.size :], _row_key))
+    key = _decoded(data[_PARTITION.size :], _row_key)
+    return _PARTITION.unpack_from(data)[0], key.epoch, RowKey(key.series, key.minute, key.partition)
 
 
 def encode_row(row: Row) -> bytes:
