@@ -173,6 +173,16 @@ def test_only_the_waiting_views_that_the_window_holds_go_to_a_render():
     assert desk.outcomes("viewability") == {"counted": 1, "pending": 2}
 
 
+@pytest.mark.parametrize("event", [view, click])
+@pytest.mark.parametrize(
+    ("after", "outcome"), [(-10 * S - 1, "pending"), (-10 * S, "counted"), (H, "counted"), (H + 1, "pending")]
+)
+def test_what_waits_belongs_to_a_render_by_the_same_bounds_as_what_comes_after_it(event, after, outcome):
+    desk = Desk()
+    desk.give_all(event(ts=T0 + after), render())
+    assert desk.outcomes("viewability") | desk.outcomes("clicks") == {outcome: 1}
+
+
 def test_a_view_goes_to_the_first_render_in_partition_order_whose_window_holds_it():
     desk = Desk(lateness_ms=2 * H, viewability_horizon_ms=6 * H)
     assert desk.give_all(render(ts=T0 + 100 * MIN), render(ts=T0 + 39 * MIN)) == ["counted", "counted"]
@@ -188,6 +198,13 @@ def test_of_renders_at_0_50_and_100_minutes_a_view_goes_to_the_one_whose_window_
     assert desk.give(view(ts=T0 + minutes * MIN)) == "counted"
     viewable = [place[3] for place, cell in desk.cells().items() if cell["viewable"]]
     assert viewable == [(T0 + pane_minutes * MIN) // 10_000 * 10_000]
+
+
+@pytest.mark.parametrize(("before", "outcome"), [(10 * S, "counted"), (10 * S + 1, "pending")])
+def test_of_several_renders_too_one_takes_a_view_from_10_s_before_it(before, outcome):
+    desk = Desk()
+    desk.give_all(render(), render(ts=T0 + 100 * MIN))
+    assert desk.give(view(ts=T0 + 100 * MIN - before)) == outcome
 
 
 def test_a_duplicate_render_opens_no_window():

@@ -30,6 +30,15 @@ def test_nothing_is_final_while_a_topic_has_never_spoken_and_something_is_when_i
     assert state.final_before() == T - 2 * HOUR
 
 
+def test_finality_waits_for_renders_views_and_clicks_whichever_is_furthest_behind() -> None:
+    for slow in TOPICS:
+        state = partition()
+        for topic in TOPICS:
+            state.lift(topic, T + (5 * MINUTE if topic == slow else 3 * HOUR))
+        horizons = HOUR if slow == RENDERS else 2 * HOUR
+        assert state.final_before() == T + 5 * MINUTE - horizons, slow
+
+
 def test_stream_time_is_lifted_by_a_pane_or_more_and_never_falls() -> None:
     state = partition()
     assert not state.lift(RENDERS, T + 9 * SECOND)
