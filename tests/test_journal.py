@@ -71,6 +71,11 @@ def test_a_claim_without_what_it_stands_on_and_records_without_their_claim_are_r
         chain({Position(2, 5): Claim(None)}, [Position(3, 6)])
 
 
+def test_a_claim_that_stands_on_its_own_or_a_later_owner_is_refused():
+    with pytest.raises(ChainError, match="claim 2/5 stands on 2/4"):
+        chain({Position(2, 5): Claim(Position(2, 4))}, [Position(2, 4)])
+
+
 @given(st.integers(0, 2**20), st.integers(0, 2**20), st.lists(st.integers(1, 2**31), max_size=5))
 def test_an_epoch_is_larger_than_all_before_it_even_when_the_group_counts_from_1_again(deleted, before, generations):
     newest = deleted * 2**32 + before

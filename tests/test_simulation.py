@@ -240,13 +240,13 @@ class Worker:
     async def commit_rollup(self) -> None:
         await self.rollup.commit()
 
-    async def commit_offsets(self) -> None:
-        """Kafka takes offsets only of a member of the generation of now."""
+    def commit_offsets(self) -> None:
+        """What a task of the consumer does at any time. Kafka takes offsets only of a member of this generation."""
         if self.generation == self.broker.generation:
             self.broker.committed |= self.flow.ready
 
     work: tuple[Callable[["Worker"], Awaitable[None]], ...] = (
-        read, read, read, read, advance, commit, commit_rollup, commit_offsets,
+        read, read, read, read, advance, commit, commit_rollup,
     )  # fmt: skip
 
     def has_told_all(self) -> bool:
@@ -293,6 +293,8 @@ class World:
     def step(self, worker: Worker) -> None:
         self.now += 1
         worker.life.send(None)
+        if self.random.random() < 0.2:
+            worker.commit_offsets()
 
     def make_trouble(self) -> None:
         """A worker dies, starts, falls asleep or wakes up, or the group goes on with whom it likes."""

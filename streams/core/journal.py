@@ -66,6 +66,8 @@ def chain(claims: Mapping[Position, Claim], deltas: Collection[Position]) -> lis
         basis = claims[claim].basis
         if basis is None:
             break
+        if basis.epoch >= epoch:
+            raise ChainError(f"claim {_name(claim)} stands on {_name(basis)}, which no owner before it wrote")
         epoch, newest = basis
     held.reverse()
     _refuse_gaps(held, claims)
