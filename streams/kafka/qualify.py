@@ -21,6 +21,7 @@ from streams.core.partition import NEVER, Delta, Partition
 from streams.core.rollup import Head, Partial
 from streams.core.rules import PlainRules, Rules
 from streams.kafka.backlog import Backlog, Chunk, chunks
+from streams.kafka.crash import reached
 from streams.kafka.topics import DEAD_LETTERS, PARTIALS
 from streams.kafka.transport import Flow, PartitionTable, RecordBatch
 from streams.wire.records import (
@@ -167,7 +168,9 @@ class Qualify:
             if number in wanted:
                 journals[number][position] = value
         self.owned = {number: self._claimed(number, journals[number], generation) for number in sorted(wanted)}
+        reached("claim")
         await self.outbox.flush()
+        reached("claimed")
 
     def _claimed(self, number: int, journal: dict[Position, bytes], generation: int) -> Owned:
         try:
@@ -379,6 +382,7 @@ class Qualify:
 
     async def _step_1_letters(self, commits: list[Commit]) -> None:
         """Deliver the dead letters: once the journal says that a record was read, nobody would write it again."""
+        reached("letters")
         for commit in commits:
             for letter in commit.letters:
                 self.outbox.send(self.prefix + DEAD_LETTERS, letter.key, letter.value, headers=letter.headers)
@@ -387,6 +391,7 @@ class Qualify:
 
     async def _step_2_journal(self, commits: list[Commit]) -> None:
         """Write one record a partition, all of it or nothing, and delete those that nothing needs any more."""
+        reached("journal")
         for commit in commits:
             number, owned = commit.owned.number, commit.owned
             self.journal[journal_key(number, commit.position)] = commit.delta
@@ -398,6 +403,7 @@ class Qualify:
 
     async def _step_3_partials(self, commits: list[Commit]) -> None:
         """Tell stage 2. What is lost here is sent again by the next owner, who sends every cell."""
+        reached("partials")
         for commit in commits:
             for partition, partial in enumerate(commit.partials):
                 self.outbox.send(self.prefix + PARTIALS, b"%d" % commit.owned.number, partial, partition=partition)
@@ -407,9 +413,11 @@ class Qualify:
 
     def _step_4_offsets(self, commits: list[Commit]) -> None:
         """Let the offsets be committed."""
+        reached("offsets")
         for commit in commits:
             for topic, fence in commit.fences.items():
                 self.flow.done(self.prefix + topic, commit.owned.number, fence)
+        reached("committed")
 
 
 def _record(number: int, position: Position) -> str:

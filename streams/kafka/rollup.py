@@ -14,6 +14,7 @@ from streams.core.journal import next_epoch
 from streams.core.panes import Series
 from streams.core.partition import NEVER
 from streams.core.rollup import Rollup, Row, RowKey
+from streams.kafka.crash import reached
 from streams.kafka.topics import PARTIALS, WINDOWS
 from streams.kafka.transport import Flow, PartitionTable, RecordBatch
 from streams.wire.records import (
@@ -129,26 +130,26 @@ class RollupStage:
             if positions == self._committed:
                 return
             ended = {number: rollup.ended() for number, rollup in owned.items()}
-            self._step_1_windows(owned, ended)
-            self._step_2_rows(owned)
-            await self.outbox.flush()
+            await self._step_1_windows(owned, ended)
+            await self._step_2_rows(owned)
+            self._step_3_offsets(positions)
             for number, rollup in owned.items():
                 rollup.fold_final()
                 rollup.forget(ended[number])
-            for number, position in positions.items():
-                self.flow.done(self.prefix + PARTIALS, number, position)
-            self._committed = positions
 
-    def _step_1_windows(self, owned: dict[int, Rollup], ended: dict[int, list[Series]]) -> None:
+    async def _step_1_windows(self, owned: dict[int, Rollup], ended: dict[int, list[Series]]) -> None:
         """Publish the tumbling windows that are due, and the last word on campaigns that have ended."""
+        reached("windows")
         for number, rollup in owned.items():
             farewells = [rollup.farewell(series) for series in ended[number]]
             for word in (*rollup.windows(), *farewells):
                 if word is not None:
                     self.outbox.send(self.prefix + WINDOWS, window_key(word), encode_window(word), partition=number)
+        await self.outbox.flush()
 
-    def _step_2_rows(self, owned: dict[int, Rollup]) -> None:
+    async def _step_2_rows(self, owned: dict[int, Rollup]) -> None:
         """Write the rows that changed, each whole, and then delete those that older owners left of them."""
+        reached("rows")
         for number, rollup in owned.items():
             for key, row in rollup.changed():
                 written = self._written[number].pop(key, set())
@@ -159,3 +160,12 @@ class RollupStage:
                     written.discard(own)
                 for data in written:
                     del self.table[data]
+        await self.outbox.flush()
+
+    def _step_3_offsets(self, positions: dict[int, int]) -> None:
+        """Let the offsets of the partials be committed that the rows hold."""
+        reached("row_offsets")
+        for number, position in positions.items():
+            self.flow.done(self.prefix + PARTIALS, number, position)
+        self._committed = positions
+        reached("rows_committed")

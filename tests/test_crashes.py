@@ -1,0 +1,175 @@
+"""Workers that are killed, paused and replaced under load, on real Kafka: the numbers are the generator's truth.
+
+`STREAMS_TEST_KILLS=300` kills as often.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from streams.cli.demo import observed
+from streams.core.money import nano_of
+from streams.kafka.broker import EmbeddedBroker
+from streams.kafka.crash import POINTS
+from streams.kafka.topics import PARTIALS
+from streams.sources.truth import FIGURES
+from streams.wire.records import decode_partial
+from tests.test_worker import PARTITIONS, topics  # noqa: F401
+from tests.worker import WorkerProcess, read_topic, wait_until
+
+KILLS = int(os.environ.get("STREAMS_TEST_KILLS", "20"))
+GOES_ON_S = 10.0
+SESSION = {"session_timeout": "2s"}
+
+
+class Load:
+    """`streams generate` as a process, until it is stopped; then its truth is known."""
+
+    def __init__(self, broker: EmbeddedBroker, prefix: str, truth: Path, rate: int) -> None:
+        self.truth = truth
+        flags = ["--rate", str(rate), "--truth", str(truth), "--seed", "7"]
+        places = ["--broker", broker.bootstrap, "--topic-prefix", prefix]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "streams.cli", "generate", *flags, *places],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def stop(self) -> dict[str, Any]:
+        """End it in order and return what has to come out."""
+        self._process.send_signal(signal.SIGINT)
+        _, errors = self._process.communicate(timeout=60)
+        assert self._process.returncode in (0, 130), errors
+        told: dict[str, Any] = json.loads(self.truth.read_text())
+        return told
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@contextmanager
+def load(broker: EmbeddedBroker, prefix: str, folder: Path, rate: int) -> Iterator[Load]:
+    running = Load(broker, prefix, folder / "truth.json", rate)
+    try:
+        yield running
+    finally:
+        running.kill()
+
+
+def differences(truth: dict[str, Any], *workers: WorkerProcess) -> list[str]:
+    """How what the workers show together differs from the truth, in outcomes and in each figure of each campaign."""
+    pages = [observed(worker.get("/metrics")[1]) for worker in workers]
+    wrong = []
+    for topic, expected in truth["events"].items():
+        consumed = sum(page["events"].get(topic, {}).get("sent", 0) for page in pages)
+        outcomes: dict[str, int] = {}
+        for page in pages:
+            for outcome, count in page["events"].get(topic, {}).get("outcomes", {}).items():
+                outcomes[outcome] = outcomes.get(outcome, 0) + count
+        counted = {outcome: count for outcome, count in outcomes.items() if count}
+        if consumed != expected["sent"] or counted != {o: c for o, c in expected["outcomes"].items() if c}:
+            wrong.append(f"{topic}: {consumed} {counted}, not {expected}")
+    seen = {(row["campaign_id"], row["currency"]): row for page in pages for row in page["campaigns"]}
+    wanted = {(row["campaign_id"], row["currency"]): row for row in truth["campaigns"]}
+    if seen.keys() != wanted.keys():
+        wrong.append(f"campaigns {seen.keys() ^ wanted.keys()}")
+    for name in seen.keys() & wanted.keys():
+        for figure in (*FIGURES, "gross"):
+            is_money = figure == "spend"
+            found, expected = seen[name][figure], wanted[name][figure]
+            if (nano_of(str(found)) != nano_of(expected)) if is_money else found != expected:
+                wrong.append(f"{name}: {figure} is {found}, not {expected}")
+    return wrong
+
+
+def assert_settles(truth: dict[str, Any], *workers: WorkerProcess) -> None:
+    wrong: list[str] = ["not looked at"]
+
+    def is_right() -> bool:
+        wrong[:] = differences(truth, *workers)
+        return not wrong
+
+    try:
+        wait_until(is_right, "the numbers are the truth", 120)
+    except AssertionError:
+        raise AssertionError("\n".join(wrong[:20])) from None
+
+
+def consumed(worker: WorkerProcess) -> int:
+    return sum(worker.consumed(topic) for topic in ("renders", "viewability", "clicks"))
+
+
+def test_a_worker_that_dies_at_any_step_three_times_each_loses_and_doubles_nothing(
+    broker: EmbeddedBroker, topics: str, tmp_path: Path  # noqa: F811
+) -> None:
+    random = Random(5)
+    deaths = [f"{point}:{1 if point.startswith('claim') else random.randint(1, 3)}" for point in POINTS * 3]
+    random.shuffle(deaths)
+    with load(broker, topics, tmp_path, rate=1_000) as running:
+        for death in deaths:
+            with WorkerProcess(broker.bootstrap, topics, crash_at=death, **SESSION) as doomed:
+                assert doomed.wait() == -signal.SIGKILL, (death, doomed.log)
+        with WorkerProcess(broker.bootstrap, topics, **SESSION) as heir:
+            heir.ready()
+            assert_settles(running.stop(), heir)
+
+
+def test_a_worker_killed_again_and_again_under_full_load_goes_on_within_10_s_each_time(
+    broker: EmbeddedBroker, topics: str, tmp_path: Path  # noqa: F811
+) -> None:
+    random = Random(11)
+    pauses = []
+    with load(broker, topics, tmp_path, rate=10_000) as running:  # 20,000 events/s and more: views and duplicates
+        before = 0
+        for _ in range(KILLS):
+            began = time.monotonic()
+            with WorkerProcess(broker.bootstrap, topics, **SESSION) as doomed:
+                wait_until(lambda w=doomed, b=before: consumed(w) > b, "counting goes on")  # type: ignore[misc]
+                pauses.append(time.monotonic() - began)
+                time.sleep(random.uniform(0, 2))
+                before = consumed(doomed)
+                assert sum(sample.value for sample in doomed.samples() if sample.name == "streams_consumer_lag") > 0
+                doomed.kill()
+        print(f"{KILLS} kills: counting went on after {min(pauses):.1f} to {max(pauses):.1f} s")
+        truth = running.stop()
+    with WorkerProcess(broker.bootstrap, topics, **SESSION) as heir:
+        heir.ready()
+        assert_settles(truth, heir)
+    assert max(pauses) < GOES_ON_S, pauses
+
+
+def test_a_worker_that_slept_through_its_session_writes_nothing_when_it_wakes_up(
+    broker: EmbeddedBroker, topics: str, tmp_path: Path  # noqa: F811
+) -> None:
+    with (
+        load(broker, topics, tmp_path, rate=2_000) as running,
+        WorkerProcess(broker.bootstrap, topics, **SESSION) as old,
+    ):
+        wait_until(lambda: consumed(old) > 5_000, "it is at work")
+        old.signal(signal.SIGSTOP)
+        with WorkerProcess(broker.bootstrap, topics, **SESSION) as new:
+            wait_until(lambda: new.metric("streams_partitions_assigned") == PARTITIONS, "another one has taken over")
+            known = consumed(new)
+            wait_until(lambda: consumed(new) > known + 5_000, "and counts")
+            old.signal(signal.SIGCONT)
+            assert old.wait() == 1
+            assert any("others own its partitions" in line for line in old.log), old.log[-5:]
+            assert_settles(running.stop(), new)
+    epochs: dict[tuple[int, int], int] = {}
+    for record in sorted(read_topic(broker.bootstrap, topics + PARTIALS, PARTITIONS), key=place):
+        partial = decode_partial(record.value())
+        source = (record.partition(), partial.partition)
+        assert partial.head.epoch >= epochs.get(source, 0), "an old owner spoke after the new one"
+        epochs[source] = partial.head.epoch
+
+
+def place(record: Any) -> tuple[int, int]:
+    return record.partition(), record.offset()
