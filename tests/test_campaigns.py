@@ -13,7 +13,7 @@ from streams.wire.campaigns import CampaignsError, load_campaigns, parse_campaig
 from streams.wire.records import journal_key
 from tests.logs import RULES, T0, TOPICS, Counting, Desk, H, S, click, render, seeded_logs, view
 from tests.runs import Run, assert_same_state, folded
-from tests.test_rules import Journal
+from tests.test_rules import Journal, inputs
 
 NANO = 10**9
 
@@ -69,9 +69,11 @@ def test_flat_is_cost_by_booked_for_each_and_goes_on_beyond_what_was_booked():
     ("cost", "booked", "nano"), [("5000", 500_000, 10_000_000), (1, 3, 333_333_333), ("0.000000005", 2, 2), (0, 1, 0)]
 )
 def test_a_share_of_a_flat_cost_is_rounded_once_half_to_even(cost, booked, nano):
-    (terms,) = parse_campaigns(
-        f"[[campaigns.c.pricing]]\nmodel='flat'\ncost='{cost}'\nbooked={booked}", "adserver"
-    ).by_id["c"].terms
+    (terms,) = (
+        parse_campaigns(f"[[campaigns.c.pricing]]\nmodel='flat'\ncost='{cost}'\nbooked={booked}", "adserver")
+        .by_id["c"]
+        .terms
+    )
     assert terms.nano == nano
 
 
@@ -160,7 +162,7 @@ def test_at_20_s_only_what_begins_later_may_change(after, rewritten):
 
 def worker_on(journal: Journal, campaigns: Campaigns, accept: bool = False) -> Qualify:
     made = Qualify(RULES[0], "", 0, 1, journal, SimpleNamespace(), campaigns, accept_settings=accept)
-    asyncio.run(made.claim({0}, generation=1))
+    asyncio.run(made.claim({0}, 1, inputs()))
     return made
 
 

@@ -1,11 +1,12 @@
 """Claims: whoever takes a partition over decides what of the journal holds, and an old owner that wakes up cannot."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from random import Random
 from types import SimpleNamespace
 
 import pytest
+from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,11 +14,12 @@ from streams.core.campaigns import Campaigns
 from streams.core.journal import ChainError, Claim, Position, chain, next_epoch
 from streams.core.rules import Rules
 from streams.kafka.qualify import JournalError, Qualify
+from streams.kafka.transport import Extent
 from streams.wire.records import journal_key, journal_position
 from tests.logs import RULES, TOPICS, seeded_logs
 from tests.runs import Run
 from tests.test_properties import THOROUGH
-from tests.test_rules import Journal
+from tests.test_rules import Journal, inputs
 
 # --- the chain --------------------------------------------------------------------------------------------------------
 
@@ -113,11 +115,18 @@ class Table(Journal):
 class Owner(Qualify):
     """A worker that owns partition 0; when there is a newer one, it works on without knowing."""
 
-    def __init__(self, journal: Journal, generation: int, rules: Rules = RULES[0]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        generation: int,
+        rules: Rules = RULES[0],
+        extents: Mapping[TP, Extent] | None = None,
+        accept_loss: bool = False,
+    ) -> None:
         flow = SimpleNamespace(heard_at=self._heard_at, end_offset=lambda *_: None, done=lambda *_: None)
-        super().__init__(rules, "", 0, 1, Table(journal), flow, Campaigns())
+        super().__init__(rules, "", 0, 1, Table(journal), flow, Campaigns(), accept_loss=accept_loss)
         self.is_member = True
-        asyncio.run(self.claim({0}, generation))
+        asyncio.run(self.claim({0}, generation, extents or inputs()))
 
     def _heard_at(self) -> float:
         return float("inf") if self.is_member else float("-inf")
@@ -216,3 +225,36 @@ def test_a_journal_with_a_hole_is_refused_by_name():
     del journal[journal_key(0, Position(1, 2))]
     with pytest.raises(JournalError, match="journal of partition 0: the record before 1/3 is missing"):
         Owner(journal, 2)
+
+
+def journal_of_15_records() -> Journal:
+    """The journal of a partition of which five records of each topic were counted."""
+    journal, run = Journal(), Run(RULES[0], seeded_logs(1, 20))
+    made = Owner(journal, 1)
+    made.read(run, 5)
+    made.write()
+    fences = {progress.fence for progress in made.owned[0].state.progress.values()}
+    assert all(0 < fence < 50 for fence in fences)
+    return journal
+
+
+@pytest.mark.parametrize(
+    ("extents", "says"),
+    [
+        (inputs(begin=50), "renders/0 was counted up to offset [0-9]+, and what came before 50 was deleted"),
+        (inputs(committed=50), "renders/0 was counted up to offset [0-9]+, and 50 is committed, so records of the jou"),
+    ],
+)
+def test_an_input_that_does_not_go_on_where_the_journal_ends_is_refused_by_name(extents, says):
+    journal = journal_of_15_records()
+    before = dict(journal)
+    with pytest.raises(JournalError, match=says + ".*--accept-loss"):
+        Owner(Journal(journal), 2, extents=extents)
+    assert journal == before
+    assert Owner(journal, 2, extents=extents, accept_loss=True).owned.keys() == {0}
+
+
+def test_a_partition_without_a_journal_may_begin_anywhere_but_not_where_another_one_left_it():
+    assert Owner(Journal(), 1, extents=inputs(begin=50)).owned.keys() == {0}
+    with pytest.raises(JournalError, match="counted up to offset 0, and 50 is committed"):
+        Owner(Journal(), 1, extents=inputs(begin=50, committed=50))

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from streams.core.campaigns import Campaigns
 from streams.core.journal import Position
 from streams.core.rules import Rules
 from streams.kafka.qualify import JournalError, Qualify
+from streams.kafka.transport import Extent
 from streams.wire.records import decode_delta, encode_delta, journal_key
 from tests.logs import RULES, TOPICS, figures, seeded_logs
 from tests.runs import Run, folded
@@ -37,6 +39,11 @@ class Journal(dict[bytes, bytes]):
     outbox = SimpleNamespace(flush=partial(asyncio.sleep, 0))
 
 
+def inputs(begin: int = 0, committed: int = 0) -> dict[TP, Extent]:
+    """The inputs of partition 0, where each begins and was committed at these offsets."""
+    return {TP(topic, 0): Extent(begin, committed) for topic in TOPICS}
+
+
 def written(rules: Rules, records: int = 2) -> Journal:
     """The journal of partition 0 under some rules."""
     run = Run(rules, seeded_logs(1, 20))
@@ -49,7 +56,7 @@ def written(rules: Rules, records: int = 2) -> Journal:
 
 def claim(journal: Journal, rules: Rules, accept: bool = False) -> Qualify:
     made = Qualify(rules, "", 0, 1, journal, SimpleNamespace(), Campaigns(), accept_settings=accept)
-    asyncio.run(made.claim({0}, generation=1))
+    asyncio.run(made.claim({0}, 1, inputs()))
     return made
 
 

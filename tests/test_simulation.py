@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faust.types import TP
 
 from streams.core.campaigns import Campaigns
 from streams.core.panes import Cell, Series
@@ -23,7 +24,7 @@ from streams.core.rules import DAY
 from streams.kafka.qualify import Qualify
 from streams.kafka.rollup import RollupStage
 from streams.kafka.topics import CAMPAIGNS, JOURNAL, PARTIALS
-from streams.kafka.transport import RecordBatch
+from streams.kafka.transport import Extent, RecordBatch
 from tests import oracle
 from tests.logs import RULES, TOPICS, Counting, encoded, outcomes, seeded_logs
 from tests.oracle import Logs
@@ -211,13 +212,15 @@ class Worker:
         self.generation = self.broker.generation
         mine = self.broker.assignment(self)
         self.flow.heard, self.flow.ready = self.clock(), {}
+        inputs = [TP(topic, number) for number in mine for topic in TOPICS]
+        extents = {place: Extent(0, self.broker.committed[place]) for place in inputs}
         for table in self.tables:
             found = {key: value for number in mine for key, value in self.broker.tables[table.name, number].items()}
             table.clear()
             table.update(found)
             table.outbox.waiting.clear()
         await Step()
-        await self.qualify.claim(mine, self.generation)
+        await self.qualify.claim(mine, self.generation, extents)
         self.rollup.claim(mine, self.generation)
         places = [(topic, number) for topic in (*TOPICS, PARTIALS) for number in mine]
         self.flow.position = {place: self.broker.committed[place] for place in places}

@@ -10,19 +10,22 @@ import faust
 import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer import fetcher
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.producer import sender
 from faust.app.base import App as FaustApp
 from faust.transport import consumer as stock
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from streams.core.campaigns import Campaigns
-from streams.core.events import TOPICS
+from streams.core.events import RENDERS, TOPICS
 from streams.kafka.app import Worker
 from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.transport import BatchSchema, Consumer, Outbox, PartitionTable, Producer, RecordBatch, Transport
 from streams.settings import load
 from tests.conftest import create_topics
+from tests.worker import send
 
 PARTITIONS = 2
 
@@ -55,6 +58,10 @@ def record(topic: str, partition: int, offset: int, key: bytes = b"k", value: by
         (driver, "IllegalStateError"),
         (driver.AIOKafkaConsumerThread, "_create_worker_consumer"),
         (driver.AIOKafkaConsumerThread, "on_start"),
+        (driver.AIOKafkaConsumerThread, "seek_to_committed"),
+        (driver.AIOKafkaConsumerThread, "_ensure_consumer"),
+        (GroupCoordinator, "_do_heartbeat"),
+        (stock.Consumer, "on_partitions_assigned"),
         (fetcher.Fetcher, "_proc_fetch_request"),
         (fetcher.PartitionRecords, "_consumer_record"),
         (FaustApp, "_create_directories"),
@@ -68,6 +75,9 @@ def test_the_fetcher_still_keeps_what_the_thread_reaches_into() -> None:
     assert "self._records[tp] = FetchResult(" in inspect.getsource(fetcher.Fetcher._proc_fetch_request)
     assert "self._partition_records" in inspect.getsource(fetcher.FetchResult.__init__)
     assert "self._consumer_record(tp, record)" in inspect.getsource(fetcher.PartitionRecords._unpack_records)
+    assert "self._do_heartbeat()" in inspect.getsource(GroupCoordinator._heartbeat_routine)
+    assert "self._coordinator = GroupCoordinator(" in inspect.getsource(AIOKafkaConsumer.start)
+    assert "self._sender.client.send(" in inspect.getsource(sender.BaseHandler)
     assert "fetch_max_wait_ms=self._fetch_max_wait_ms" in inspect.getsource(AIOKafkaConsumer.start)
 
 
@@ -244,6 +254,31 @@ def topics(broker: EmbeddedBroker, topic_prefix: str) -> str:
 @pytest.fixture
 def bootstrap(broker: EmbeddedBroker) -> Iterator[str]:
     yield broker.bootstrap
+
+
+async def test_a_partition_of_which_nothing_is_committed_is_sought_back_to_its_beginning(
+    bootstrap: str, topics: str
+) -> None:
+    made = Worker(
+        load(broker=bootstrap, topic_prefix=topics, commit_interval="1h"), Campaigns(), PARTITIONS, lambda _: None
+    )
+    stop = asyncio.Event()
+    running = asyncio.create_task(made.run(stop))
+    try:
+        await asyncio.to_thread(send, bootstrap, topics + RENDERS, [(str(n), b"{}") for n in range(100)])
+        async with asyncio.timeout(30):
+            while sum(owned.state.progress[RENDERS].fence for owned in made.qualify.owned.values()) < 100:
+                await asyncio.sleep(0.05)
+        consumer = made._consumer
+        places = [TP(topics + RENDERS, number) for number in range(PARTITIONS)]
+        assert all([await consumer.position(place) for place in places]), "it was read"
+        consumer.stop_flow()
+        await consumer.perform_seek()
+        assert not any([await consumer.position(place) for place in places])
+        consumer.resume_flow()
+    finally:
+        stop.set()
+        await running
 
 
 async def test_flush_returns_when_all_is_delivered_and_raises_ever_after_one_was_not(

@@ -15,6 +15,7 @@ from streams.core.campaigns import Campaigns
 from streams.kafka.qualify import JournalError
 from streams.kafka.rollup import TableError
 from streams.kafka.topics import TopicsError
+from streams.kafka.transport import LeaseError
 from streams.settings import Settings, SettingsError, duration_ms, load
 from streams.web.server import SiteError
 from streams.wire.campaigns import CampaignsError, load_campaigns
@@ -64,7 +65,7 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
     """Run work on Kafka to its end; what is wrong with the topics or the broker is one clear line."""
     try:
         return asyncio.run(work)
-    except (TopicsError, SiteError, JournalError, TableError) as error:
+    except (TopicsError, SiteError, JournalError, TableError, LeaseError) as error:
         fail(str(error))
 
 

@@ -44,6 +44,9 @@ def command(
     accept_settings: Annotated[
         bool, typer.Option("--accept-settings", help="Let changed rules hold from now on; horizons only get smaller.")
     ] = False,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Go on without events that Kafka deleted before they were counted.")
+    ] = False,
 ) -> None:
     """Read events, count them, and serve /, /metrics, /healthz and /readyz.
 
@@ -55,10 +58,10 @@ def command(
     )
     configure_logging(settings.log_level)
     gc.set_threshold(*_COLLECT_AFTER)
-    finish(_work(settings, campaigns_from(settings), accept_settings))
+    finish(_work(settings, campaigns_from(settings), accept_settings, accept_loss))
 
 
-async def _work(settings: Settings, campaigns: Campaigns, accept_settings: bool) -> None:
+async def _work(settings: Settings, campaigns: Campaigns, accept_settings: bool, accept_loss: bool) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -69,7 +72,7 @@ async def _work(settings: Settings, campaigns: Campaigns, accept_settings: bool)
     commits = Histogram(
         "streams_commit_duration_seconds", "How long a commit took until all of it was confirmed", registry=registry
     )
-    worker = Worker(settings, campaigns, partitions, commits.observe, accept_settings)
+    worker = Worker(settings, campaigns, partitions, commits.observe, accept_settings, accept_loss)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, worker, settings)
 
     def read() -> Reading:
@@ -84,9 +87,7 @@ async def _work(settings: Settings, campaigns: Campaigns, accept_settings: bool)
         )
 
     registry.register(
-        Collector(
-            read, settings.windows, version("impression-streams"), settings.min_sample, settings.max_campaigns
-        )
+        Collector(read, settings.windows, version("impression-streams"), settings.min_sample, settings.max_campaigns)
     )
     async with Site(settings, registry, read, worker.not_ready) as site:
         log.info("worker started", url=site.url, broker=settings.broker, partitions=partitions)

@@ -74,7 +74,7 @@ class Worker:
     """One worker process's part of the group. Build it inside a running event loop.
 
     `on_commit` is told how long each commit of stage 1 took, in seconds. With `accept_settings`, rules may differ from
-    those that the journal was written under.
+    those that the journal was written under; with `accept_loss`, inputs may have lost what was not counted yet.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Worker:
         partitions: int,
         on_commit: Callable[[float], None],
         accept_settings: bool = False,
+        accept_loss: bool = False,
     ) -> None:
         self._settings = settings
         self._on_commit = on_commit
@@ -100,6 +101,7 @@ class Worker:
             campaigns,
             settings.segments,
             accept_settings,
+            accept_loss,
         )
         self.rollup = RollupStage(
             settings.windows_ms,
@@ -207,7 +209,8 @@ class Worker:
         assigned = self._consumer.assignment()
         renders, partials = self._settings.topic(RENDERS), self._settings.topic(PARTIALS)
         generation = self._app.consumer_generation_id
-        await self.qualify.claim({tp.partition for tp in assigned if tp.topic == renders}, generation)
+        numbers = {tp.partition for tp in assigned if tp.topic == renders}
+        await self.qualify.claim(numbers, generation, self._consumer.extents)
         self.rollup.claim({tp.partition for tp in assigned if tp.topic == partials}, generation)
         self.recovery_seconds = monotonic() - self._assigned_at
 

@@ -6,12 +6,13 @@ letters of its records are delivered. The steps of a commit are numbered; each w
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
 import xxhash
+from faust.types import TP
 
 from streams.core.campaigns import Campaigns
 from streams.core.events import RENDERS, TOPICS
@@ -23,7 +24,7 @@ from streams.core.rules import PlainRules, Rules
 from streams.kafka.backlog import Backlog, Chunk, chunks
 from streams.kafka.crash import reached
 from streams.kafka.topics import DEAD_LETTERS, PARTIALS
-from streams.kafka.transport import Flow, PartitionTable, RecordBatch
+from streams.kafka.transport import Extent, Flow, PartitionTable, RecordBatch
 from streams.wire.records import (
     Headers,
     RecordError,
@@ -138,6 +139,7 @@ class Qualify:
         campaigns: Campaigns,
         segments: tuple[str, ...] = (),
         accept_settings: bool = False,
+        accept_loss: bool = False,
     ) -> None:
         self.rules = rules
         self.campaigns = campaigns
@@ -148,6 +150,7 @@ class Qualify:
         self.journal = journal
         self.flow = flow
         self.accept_settings = accept_settings
+        self.accept_loss = accept_loss
         self.outbox = journal.outbox
         self.owned: dict[int, Owned] = {}
         self.newest_elsewhere: Callable[[], int] = lambda: NEVER
@@ -156,10 +159,11 @@ class Qualify:
 
     # --- owning partitions ---------------------------------------------------------------------------------------
 
-    async def claim(self, numbers: Iterable[int], generation: int) -> None:
+    async def claim(self, numbers: Iterable[int], generation: int, extents: Mapping[TP, Extent]) -> None:
         """Take partitions over: fold the journal of each into its state, then write a claim. Raises JournalError.
 
         `generation` is the consumer group's: what an owner of an earlier one still writes after the claim is void.
+        `extents` are those of the inputs, asked for before the journal was read.
         """
         wanted = set(numbers)
         journals: dict[int, dict[Position, bytes]] = {number: {} for number in wanted}
@@ -168,9 +172,30 @@ class Qualify:
             if number in wanted:
                 journals[number][position] = value
         self.owned = {number: self._claimed(number, journals[number], generation) for number in sorted(wanted)}
+        self._check_inputs(extents, {number for number in wanted if not journals[number]})
         reached("claim")
         await self.outbox.flush()
         reached("claimed")
+
+    def _check_inputs(self, extents: Mapping[TP, Extent], new: set[int]) -> None:
+        """Refuse inputs that do not go on where the journal ends; those of new partitions begin anywhere.
+
+        Raises JournalError.
+        """
+        places = {TP(self.prefix + topic, number): topic for number in self.owned for topic in TOPICS}
+        for place, topic in places.items():
+            fence = self.owned[place.partition].state.progress[topic].fence
+            begin, committed = extents[place]
+            lost = ""
+            if begin > fence and place.partition not in new:
+                lost = f"what came before {begin} was deleted by the topic's retention"
+            elif committed > fence:
+                lost = f"{committed} is committed, so records of the journal are gone"
+            if lost and not self.accept_loss:
+                raise JournalError(
+                    f"{place.topic}/{place.partition} was counted up to offset {fence}, and {lost}: events between "
+                    "cannot be counted. To go on without them: streams worker --accept-loss"
+                )
 
     def _claimed(self, number: int, journal: dict[Position, bytes], generation: int) -> Owned:
         try:

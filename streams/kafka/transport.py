@@ -6,12 +6,15 @@ What is overridden here, and why (versions are pinned in pyproject.toml; tests h
 - `Consumer.on_partitions_revoked` lets what was applied be committed before stock code forgets it.
 - `Consumer.ack` never decides what is committed: stock code acknowledges events that it skips in a rebalance.
   Offsets are committed up to what `done` was told, and nothing else.
+- `ConsumerThread.seek_to_committed` seeks partitions without a committed offset too: aiokafka leaves them where they
+  are, and what had been fetched of them before was lost.
+- `Producer` asks for the lease before each request that writes, so `ConsumerThread` remembers its heartbeats.
 - `Producer.flush` waits for every delivery and raises if one failed: stock code gives up and only logs.
 - `PartitionTable` takes the partition from the key, so that it can be written outside of an agent.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
@@ -40,6 +43,15 @@ class RecordBatch(NamedTuple):
     topic: str
     partition: int
     records: list[Any]
+
+
+class Extent(NamedTuple):
+    """What Kafka says of a topic partition that is about to be read."""
+
+    begin: int
+    """Offset of the oldest record that is there still; that of the next one if there is none."""
+    committed: int
+    """Offset before which all was read; 0 if none is committed."""
 
 
 class Flow(Protocol):
@@ -122,6 +134,30 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
         coordinator._do_heartbeat = beat_and_remember  # noqa: SLF001
 
+    async def seek_to_committed(self) -> Any:
+        """Seek every partition to its committed offset, and where none is committed to its beginning.
+
+        aiokafka leaves the latter where they are: what was fetched of them and dropped would never be read again.
+        """
+        return await self.call_thread(self._seek_all)
+
+    async def _seek_all(self) -> dict[Any, int | None]:
+        consumer = self._ensure_consumer()
+        committed: dict[Any, int | None] = await consumer.seek_to_committed()
+        unread = [tp for tp, offset in committed.items() if not offset and not self.consumer._is_changelog_tp(tp)]  # noqa: SLF001
+        if unread:
+            await consumer.seek_to_beginning(*unread)
+        return committed
+
+    async def extents(self, places: Iterable[TP]) -> dict[TP, "Extent"]:
+        """Return where topic partitions begin and what is committed of them."""
+        return await self.call_thread(self._extents, list(places))  # type: ignore[no-any-return]
+
+    async def _extents(self, places: list[TP]) -> dict[TP, "Extent"]:
+        consumer = self._ensure_consumer()
+        begins = await consumer.beginning_offsets(places)
+        return {place: Extent(begins[place], await consumer.committed(place) or 0) for place in places}
+
 
 def _as_it_is(_: TP, record: Any) -> Any:
     return record
@@ -136,6 +172,8 @@ class Consumer(driver.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._done: dict[TP, int] = {}
+        self.extents: Mapping[TP, Extent] = {}
+        """What Kafka said of the partitions that are read when they were assigned."""
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -272,8 +310,17 @@ class Consumer(driver.Consumer):
         return self._thread._consumer._coordinator.generation  # type: ignore[no-any-return]  # noqa: SLF001
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        """Let Faust recover; to be assigned is as good as a heartbeat."""
+        """Let Faust recover; to be assigned is as good as a heartbeat.
+
+        The extents are asked for before any journal is read, so that no journal can be behind what is committed, not
+        even that of a worker that is no longer the owner.
+        """
         self._thread.heard_at = monotonic()
+        try:
+            self.extents = await self._thread.extents(tp for tp in assigned if not self._is_changelog_tp(tp))
+        except Exception as error:  # aiokafka would only log it
+            await self.crash(error)
+            raise
         await super().on_partitions_assigned(assigned, generation_id)
 
 
