@@ -8,11 +8,12 @@ from typing import Any
 
 import faust
 import pytest
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import MessageSizeTooLargeError
-from aiokafka.producer import sender
+from aiokafka.producer import message_accumulator, sender
 from faust.app.base import App as FaustApp
 from faust.transport import consumer as stock
 from faust.transport.drivers import aiokafka as driver
@@ -55,6 +56,7 @@ def record(topic: str, partition: int, offset: int, key: bytes = b"k", value: by
         (stock.Consumer, "wait_empty"),
         (driver.Consumer, "_to_message"),
         (driver.Producer, "__post_init__"),
+        (driver.Producer, "_new_producer"),
         (driver, "IllegalStateError"),
         (driver.AIOKafkaConsumerThread, "_create_worker_consumer"),
         (driver.AIOKafkaConsumerThread, "on_start"),
@@ -75,6 +77,9 @@ def test_the_fetcher_still_keeps_what_the_thread_reaches_into() -> None:
     assert "self._records[tp] = FetchResult(" in inspect.getsource(fetcher.Fetcher._proc_fetch_request)
     assert "self._partition_records" in inspect.getsource(fetcher.FetchResult.__init__)
     assert "self._consumer_record(tp, record)" in inspect.getsource(fetcher.PartitionRecords._unpack_records)
+    assert "self._request_timeout_ms / 1000" in inspect.getsource(AIOKafkaProducer.send)
+    assert "MessageBatch(tp, builder, self._batch_ttl" in inspect.getsource(message_accumulator.MessageAccumulator)
+    assert "await self._get_conn(node_id" in inspect.getsource(AIOKafkaClient.ready)
     assert "self._do_heartbeat()" in inspect.getsource(GroupCoordinator._heartbeat_routine)
     assert "self._coordinator = GroupCoordinator(" in inspect.getsource(AIOKafkaConsumer.start)
     assert "self._sender.client.send(" in inspect.getsource(sender.BaseHandler)

@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import os
 import signal
 from importlib.metadata import version
+from itertools import chain, repeat
 from typing import Annotated, Final
 
 import structlog
@@ -20,13 +22,16 @@ from streams.cli.shared import (
     settings_from,
 )
 from streams.core.campaigns import Campaigns
-from streams.kafka.app import Worker
-from streams.kafka.topics import TopicAdmin, all_topics
+from streams.kafka.app import StopError, Worker
+from streams.kafka.topics import NoBrokerError, TopicAdmin, all_topics
 from streams.metrics.collector import Collector
 from streams.metrics.reading import Reading
 from streams.settings import Settings
 from streams.web.server import Site
 from streams.wire.campaigns import CampaignsError
+
+_WAITS_S: Final = (0.5, 1, 2, 4)
+"""Between one look for the broker at the start and the next; the last one for ever."""
 
 log = structlog.get_logger(__name__)
 
@@ -63,36 +68,78 @@ def command(
 
 async def _work(settings: Settings, campaigns: Campaigns, accept_settings: bool, accept_loss: bool) -> None:
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    topics = all_topics(settings.topic_prefix, settings.topic(settings.group))
-    async with TopicAdmin(settings.broker) as admin:
-        partitions = await admin.agreed_partitions(topics)
+        loop.add_signal_handler(number, stop.set)
     registry = CollectorRegistry()
     commits = Histogram(
         "streams_commit_duration_seconds", "How long a commit took until all of it was confirmed", registry=registry
     )
-    worker = Worker(settings, campaigns, partitions, commits.observe, accept_settings, accept_loss)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, worker, settings)
+    worker: Worker | None = None
 
     def read() -> Reading:
-        return Reading(
-            partitions={number: owned.state for number, owned in worker.qualify.owned.items()},
-            rollups=worker.rollup.owned,
-            lag=worker.lag(),
-            quiet_ms=worker.quiet_ms(),
-            recovery_seconds=worker.recovery_seconds,
-            up_to_date=worker.up_to_date(),
-            campaigns=worker.rollup.campaigns,
-        )
+        return _reading(worker) if worker else Reading.nothing(campaigns)
 
+    def not_ready() -> list[str]:
+        return worker.not_ready() if worker else ["the broker has not answered yet"]
+
+    def reload() -> None:
+        if worker:
+            _reload(worker, settings)
+        else:
+            log.error("campaigns not reloaded: the broker has not answered yet; try again when /readyz is 200")
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
     registry.register(
         Collector(read, settings.windows, version("impression-streams"), settings.min_sample, settings.max_campaigns)
     )
-    async with Site(settings, registry, read, worker.not_ready) as site:
-        log.info("worker started", url=site.url, broker=settings.broker, partitions=partitions)
-        await worker.run(stop)
+    async with Site(settings, registry, read, not_ready) as site:
+        log.info("worker started", url=site.url, broker=settings.broker)
+        partitions = await _partitions(settings, stop)
+        if partitions is not None:
+            worker = Worker(settings, campaigns, partitions, commits.observe, accept_settings, accept_loss)
+            try:
+                await worker.run(stop)
+            except StopError as error:
+                log.error("stopped without a last commit: it will be read again", reason=str(error))
+                os._exit(1)
     log.info("worker stopped")
+
+
+def _reading(worker: Worker) -> Reading:
+    return Reading(
+        partitions={number: owned.state for number, owned in worker.qualify.owned.items()},
+        rollups=worker.rollup.owned,
+        lag=worker.lag(),
+        quiet_ms=worker.quiet_ms(),
+        recovery_seconds=worker.recovery_seconds,
+        up_to_date=worker.up_to_date(),
+        campaigns=worker.rollup.campaigns,
+    )
+
+
+async def _partitions(settings: Settings, stop: asyncio.Event) -> int | None:
+    """Return how many partitions the topics have, however long the broker is away; None when told to stop before."""
+    look, stopped = asyncio.create_task(_look(settings)), asyncio.create_task(stop.wait())
+    await asyncio.wait({look, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if look.done():
+        return look.result()
+    look.cancel()
+    await asyncio.wait({look})
+    return None
+
+
+async def _look(settings: Settings) -> int:
+    topics = all_topics(settings.topic_prefix, settings.topic(settings.group))
+    for wait_s in chain(_WAITS_S, repeat(_WAITS_S[-1])):
+        try:
+            async with TopicAdmin(settings.broker) as admin:
+                return await admin.agreed_partitions(topics)
+        except NoBrokerError as error:
+            log.warning("trying again", after_s=wait_s, error=str(error))
+            await asyncio.sleep(wait_s)
+    raise AssertionError("unreachable: it is tried for ever")
 
 
 def _reload(worker: Worker, settings: Settings) -> None:

@@ -32,6 +32,7 @@ PROBE_S: Final = 1.0
 REACHABLE_FOR_S: Final = 5.0
 CURRENT_FOR_S: Final = 10.0
 """Up to date: every input partition was read to its end at some moment in this long."""
+STOP_S: Final = 8.0
 _QUEUED_BATCHES: Final = 4
 
 
@@ -68,6 +69,13 @@ def _faust_app(settings: Settings, partitions: int) -> Any:
         web_router_enabled=False,
         worker_redirect_stdouts=False,
     )
+
+
+class StopError(Exception):
+    """Tasks of this worker do not end, as they wait for a broker that does not answer: the process should end now.
+
+    Nothing is lost: what was not committed will be read again.
+    """
 
 
 class Worker:
@@ -144,19 +152,30 @@ class Worker:
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until told to stop, then commit and leave the group. Raises what made the worker crash."""
+        """Work until told to stop, then commit and leave the group.
+
+        Raises what made the worker crash, or StopError if it cannot even stop in order.
+        """
         self._app.finalize()
         await self._app.start()
         for task in (self._advance_qualify, self._commit_qualify, self._commit_rollup, self._probe):
             self._app.add_future(task())
         await self._app.wait_for_stopped(stop.wait())
+        stopping = asyncio.create_task(self._stop())
+        await asyncio.wait({stopping}, timeout=STOP_S)
+        crash = self._app.crash_reason or RuntimeError("the worker crashed without a reason")
+        if not stopping.done():
+            raise StopError(crash if self._app.crashed else f"not all could be committed in {STOP_S:g} s")
+        if self._app.crashed:
+            raise crash
+        await stopping
+
+    async def _stop(self) -> None:
         try:
             if not self._app.crashed:
                 await self._consumer.drain()
         finally:
             await self._app.stop()
-        if self._app.crashed:
-            raise self._app.crash_reason or RuntimeError("the worker crashed without a reason")
 
     async def _advance_qualify(self) -> None:
         while not self._app.should_stop:

@@ -68,7 +68,7 @@ _PROPERTIES: Final = """\
 process.roles=broker,controller
 node.id=1
 listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
-advertised.listeners=PLAINTEXT://{host}:{port}
+advertised.listeners=PLAINTEXT://{host}:{advertised}
 controller.listener.names=CONTROLLER
 controller.quorum.voters=1@{host}:{controller_port}
 log.dirs={data}
@@ -256,12 +256,16 @@ class EmbeddedBroker:
 
     It may be stopped, killed and started again, also by another process and on another port: what is in the directory
     stays. Port 0 takes a free one, which is kept. No method needs or disturbs an event loop, but `start` and `stop`
-    block for seconds: in an asyncio program call them in a thread.
+    block for seconds: in an asyncio program call them in a thread. With `advertised`, clients are told to go on by
+    that port, such as a proxy's.
     """
 
-    def __init__(self, port: int, directory: Path, on_download: OnDownload | None = None) -> None:
+    def __init__(
+        self, port: int, directory: Path, on_download: OnDownload | None = None, advertised: int | None = None
+    ) -> None:
         self.port = port
         self.directory = directory.absolute()
+        self.advertised = advertised
         self._on_download = on_download
         self._process: subprocess.Popen[bytes] | None = None
         self._keeper = threading.Thread()
@@ -345,7 +349,8 @@ class EmbeddedBroker:
 
     def _properties(self, name: str, data: Path) -> Path:
         path = self.directory / f"{name}.properties"
-        ports = {"port": self.port, "controller_port": _free_port(self.port)}
+        advertised = self.advertised or self.port
+        ports = {"port": self.port, "controller_port": _free_port(self.port), "advertised": advertised}
         path.write_text(_PROPERTIES.format(host=HOST, data=data, **ports))
         return path
 

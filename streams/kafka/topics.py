@@ -41,6 +41,10 @@ class TopicsError(Exception):
     """Topics that cannot be used as they are; the message says what to do."""
 
 
+class NoBrokerError(TopicsError):
+    """No broker answers: it may come back."""
+
+
 def changelog(group: str, table: str) -> str:
     """Return the name that Faust gives to a table's changelog topic."""
     return f"{group}-{table}-changelog"
@@ -92,7 +96,7 @@ class TopicAdmin:
         try:
             return await request
         except (KafkaError, OSError) as error:  # a time-out is an OSError
-            raise TopicsError(
+            raise NoBrokerError(
                 f"no answer from Kafka at {self._broker} ({type(error).__name__}): start one with `streams broker`, or"
                 " say with STREAMS_BROKER where one runs"
             ) from None

@@ -9,16 +9,21 @@ What is overridden here, and why (versions are pinned in pyproject.toml; tests h
 - `ConsumerThread.seek_to_committed` seeks partitions without a committed offset too: aiokafka leaves them where they
   are, and what had been fetched of them before was lost.
 - `Producer` asks for the lease before each request that writes, so `ConsumerThread` remembers its heartbeats.
+- `back_off` lets clients wait between tries to connect: aiokafka tries on and on.
+- `Producer` keeps records until they are delivered, however long the broker is away: aiokafka gives up in a minute.
 - `Producer.flush` waits for every delivery and raises if one failed: stock code gives up and only logs.
 - `PartitionTable` takes the partition from the key, so that it can be written outside of an agent.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from random import uniform
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 import faust
+from aiokafka.errors import KafkaError
 from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -32,6 +37,12 @@ PARTITION_BYTES = 4
 FETCH_WAIT_MS = 50
 
 _LEASE_TICK_S = 0.05
+
+_FOREVER_S = 1e9
+
+_FIRST_BACK_OFF_S = 0.025
+_LONGEST_BACK_OFF_S = 2.0
+_MANY = 10
 
 NOT_YET = float("-inf")
 """When a worker that was never a member of its group last heard of it."""
@@ -91,6 +102,24 @@ class BatchSchema(faust.Schema):
         return decode
 
 
+def back_off(client: Any) -> None:
+    """Let a client of aiokafka wait longer and longer between tries to connect to a node that does not answer.
+
+    Without, each of its tasks tries again at once or ten times a second, for as long as the node is away.
+    """
+    connect = client._get_conn  # noqa: SLF001
+    failures: Counter[Any] = Counter()
+
+    async def connect_patiently(node: Any, **kwargs: Any) -> Any:
+        if failures[node]:
+            await asyncio.sleep(min(_LONGEST_BACK_OFF_S, _FIRST_BACK_OFF_S * 2 ** failures[node]) * uniform(0.5, 1))  # noqa: S311
+        connection = await connect(node, **kwargs)
+        failures[node] = 0 if connection else min(failures[node] + 1, _MANY)
+        return connection
+
+    client._get_conn = connect_patiently  # noqa: SLF001
+
+
 class ConsumerThread(driver.AIOKafkaConsumerThread):
     """Faust's thread that fetches: with a shorter wait for records, and without a second object for each of them.
 
@@ -109,6 +138,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     async def on_start(self) -> None:
         """Start the consumer, and let its fetcher hand out records as they were parsed."""
         await super().on_start()
+        back_off(self._consumer._client)  # noqa: SLF001
         fetcher = self._consumer._fetcher  # noqa: SLF001
         process = fetcher._proc_fetch_request  # noqa: SLF001
 
@@ -324,8 +354,11 @@ class Consumer(driver.Consumer):
         await super().on_partitions_assigned(assigned, generation_id)
 
 
-class LeaseError(Exception):
-    """Partitions that this worker may own no longer: it was paused, or cut off, for longer than the group waits."""
+class LeaseError(KafkaError):
+    """Partitions that this worker may own no longer: it was paused, or cut off, for longer than the group waits.
+
+    An error of Kafka, so that aiokafka fails the deliveries with it and does not try them again.
+    """
 
 
 class Producer(driver.Producer):
@@ -339,10 +372,18 @@ class Producer(driver.Producer):
         super().__post_init__()
         self._unconfirmed: set[asyncio.Future[Any]] = set()
 
+    def _new_producer(self, transactional_id: str | None = None) -> Any:
+        """Return a producer whose records do not expire: a broker that is gone may come back."""
+        producer = super()._new_producer(transactional_id)
+        producer._request_timeout_ms = _FOREVER_S * 1000  # noqa: SLF001
+        producer._message_accumulator._batch_ttl = _FOREVER_S  # noqa: SLF001
+        return producer
+
     async def on_start(self) -> None:
         """Start, and look at the lease before each request that writes."""
         await super().on_start()
         client = self._producer.client
+        back_off(client)
         send = client.send
 
         async def send_with_lease(node: int, request: Any, **kwargs: Any) -> Any:
@@ -358,7 +399,10 @@ class Producer(driver.Producer):
         generation = app.consumer_generation_id
         while NOT_YET < consumer.heard_at() < monotonic() - app.conf.broker_session_timeout:
             if consumer.generation() != generation:
-                raise LeaseError("paused or cut off for longer than STREAMS_SESSION_TIMEOUT: others own its partitions")
+                raise LeaseError(
+                    "this worker was paused or cut off for longer than STREAMS_SESSION_TIMEOUT, and others may own its "
+                    "partitions: start it again"
+                )
             await asyncio.sleep(_LEASE_TICK_S)
 
     async def send(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:

@@ -36,6 +36,11 @@ class Reading(NamedTuple):
     up_to_date: bool
     campaigns: Campaigns = Campaigns()
 
+    @classmethod
+    def nothing(cls, campaigns: Campaigns) -> "Reading":
+        """Return what a worker shows that owns nothing yet."""
+        return cls({}, {}, {}, 0, None, up_to_date=False, campaigns=campaigns)
+
 
 class Line(NamedTuple):
     """The figures of one series: lifetime totals, and a cell a rolling window if it has any."""
