@@ -72,6 +72,8 @@ class WorkerProcess:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
+        except urllib.error.URLError as error:
+            raise AssertionError("no answer, and the log ends with:\n" + "\n".join(self.log[-12:])) from error
 
     def metric(self, name: str, **labels: str) -> float | None:
         """The sum of all samples of a name that carry these labels; None if there is none."""

@@ -4,6 +4,8 @@ import asyncio
 import gc
 import os
 import signal
+import sys
+import traceback
 from importlib.metadata import version
 from itertools import chain, repeat
 from typing import Annotated, Final
@@ -63,7 +65,20 @@ def command(
     )
     configure_logging(settings.log_level)
     gc.set_threshold(*_COLLECT_AFTER)
-    finish(_work(settings, campaigns_from(settings), accept_settings, accept_loss))
+    try:
+        finish(_work(settings, campaigns_from(settings), accept_settings, accept_loss))
+    except typer.Exit as end:
+        _end_now(end.exit_code)
+    except Exception:
+        traceback.print_exc()
+        _end_now(1)
+
+
+def _end_now(code: int) -> None:
+    """End without waiting for Faust's threads: after an error they may wait for a broker for ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 async def _work(settings: Settings, campaigns: Campaigns, accept_settings: bool, accept_loss: bool) -> None:
@@ -102,7 +117,7 @@ async def _work(settings: Settings, campaigns: Campaigns, accept_settings: bool,
                 await worker.run(stop)
             except StopError as error:
                 log.error("stopped without a last commit: it will be read again", reason=str(error))
-                os._exit(1)
+                _end_now(1)
     log.info("worker stopped")
 
 

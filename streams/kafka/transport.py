@@ -360,6 +360,9 @@ class LeaseError(KafkaError):
     An error of Kafka, so that aiokafka fails the deliveries with it and does not try them again.
     """
 
+    def __str__(self) -> str:
+        return str(self.args[0])
+
 
 class Producer(driver.Producer):
     """Keeps every delivery that is not confirmed yet; a failed one is never forgotten.
