@@ -3,6 +3,7 @@
 `STREAMS_TEST_KILLS=300` kills as often.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -16,12 +17,14 @@ from random import Random
 from typing import Any
 
 from streams.cli.demo import observed
+from streams.core.events import TOPICS
 from streams.core.money import nano_of
 from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.crash import POINTS
 from streams.kafka.topics import PARTIALS
 from streams.sources.truth import FIGURES
 from streams.wire.records import decode_partial
+from tests.conftest import create_topics
 from tests.test_worker import PARTITIONS, topics  # noqa: F401
 from tests.worker import WorkerProcess, read_topic, wait_until
 
@@ -104,7 +107,7 @@ def assert_settles(truth: dict[str, Any], *workers: WorkerProcess) -> None:
 
 
 def consumed(worker: WorkerProcess) -> int:
-    return sum(worker.consumed(topic) for topic in ("renders", "viewability", "clicks"))
+    return sum(worker.consumed(topic) for topic in TOPICS)
 
 
 def left(worker: WorkerProcess) -> float:
@@ -173,6 +176,57 @@ def test_a_worker_that_slept_through_its_session_writes_nothing_when_it_wakes_up
         source = (record.partition(), partial.partition)
         assert partial.head.epoch >= epochs.get(source, 0), "an old owner spoke after the new one"
         epochs[source] = partial.head.epoch
+
+
+ROUNDS = 20
+MOST = 4
+TAKES_OVER_S = 40.0
+
+
+def owners(workers: list[WorkerProcess]) -> list[tuple[str, str]]:
+    """Every (topic, partition) that a worker owns; twice if two do."""
+    samples = (sample for worker in workers for sample in worker.samples())
+    return [(s.labels["topic"], s.labels["partition"]) for s in samples if s.name == "streams_consumer_lag"]
+
+
+def exported(workers: list[WorkerProcess]) -> list[str]:
+    """Every series of a campaign that a worker exports; twice if two do."""
+    samples = (sample for worker in workers for sample in worker.samples())
+    return [f"{s.name}{sorted(s.labels.items())}" for s in samples if s.name.startswith("ads_")]
+
+
+def test_20_rounds_of_workers_that_join_leave_and_die_leave_one_owner_of_everything(
+    broker: EmbeddedBroker, topic_prefix: str, tmp_path: Path
+) -> None:
+    partitions = 4
+    asyncio.run(create_topics(broker.bootstrap, topic_prefix, partitions))
+    everything = {(topic, str(number)) for topic in (*TOPICS, PARTIALS) for number in range(partitions)}
+    random, workers = Random(17), list[WorkerProcess]()
+
+    def is_settled() -> bool:
+        owned, series = owners(workers), exported(workers)
+        return set(owned) == everything and len(owned) == len(everything) and len(series) == len(set(series))
+
+    try:
+        with load(broker, topic_prefix, tmp_path, rate=1_000) as running:
+            for number in range(ROUNDS):
+                if len(workers) < 2 or (len(workers) < MOST and random.random() < 0.5):
+                    workers.append(WorkerProcess(broker.bootstrap, topic_prefix, **SESSION).__enter__())
+                else:
+                    leaving = workers.pop(random.randrange(len(workers)))
+                    if number % 2:
+                        assert leaving.terminate()[0] == 0, leaving.log[-5:]
+                    leaving.kill()
+                wait_until(is_settled, f"every partition and gauge has one owner in round {number}", TAKES_OVER_S)
+                before = sum(map(consumed, workers))
+                wait_until(lambda b=before: sum(map(consumed, workers)) > b, "counting goes on")  # type: ignore[misc]
+            truth = running.stop()
+        assert_settles(truth, *workers)
+        assert is_settled()
+        assert all(worker.terminate()[0] == 0 for worker in workers)
+    finally:
+        for worker in workers:
+            worker.kill()
 
 
 def place(record: Any) -> tuple[int, int]:

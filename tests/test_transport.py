@@ -15,6 +15,7 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import MessageSizeTooLargeError
 from aiokafka.producer import message_accumulator, sender
 from faust.app.base import App as FaustApp
+from faust.tables.manager import TableManager
 from faust.transport import consumer as stock
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -23,7 +24,8 @@ from streams.core.campaigns import Campaigns
 from streams.core.events import RENDERS, TOPICS
 from streams.kafka.app import Worker
 from streams.kafka.broker import EmbeddedBroker
-from streams.kafka.transport import BatchSchema, Consumer, Outbox, PartitionTable, Producer, RecordBatch, Transport
+from streams.kafka.tables import Outbox, PartitionTable, Tables
+from streams.kafka.transport import BatchSchema, Consumer, Producer, RecordBatch, Transport
 from streams.settings import load
 from tests.conftest import create_topics
 from tests.worker import send
@@ -32,7 +34,10 @@ PARTITIONS = 2
 
 
 def worker(prefix: str = "", bootstrap: str = "127.0.0.1:9") -> Worker:
-    return Worker(load(broker=bootstrap, topic_prefix=prefix), Campaigns(), PARTITIONS, lambda _: None)
+    """Return a worker that is never started."""
+    made = Worker(load(broker=bootstrap, topic_prefix=prefix), Campaigns(), PARTITIONS, lambda _: None)
+    made._consumer._thread.thread_loop.close()
+    return made
 
 
 def record(topic: str, partition: int, offset: int, key: bytes = b"k", value: bytes | None = b"v") -> Any:
@@ -49,12 +54,10 @@ def record(topic: str, partition: int, offset: int, key: bytes = b"k", value: by
         (stock.Consumer, "_new_offset"),
         (stock.Consumer, "_add_gap"),
         (stock.Consumer, "_wait_next_records"),
-        (stock.Consumer, "_is_changelog_tp"),
         (stock.Consumer, "on_buffer_full"),
         (stock.Consumer, "on_partitions_revoked"),
         (stock.Consumer, "perform_seek"),
         (stock.Consumer, "wait_empty"),
-        (driver.Consumer, "_to_message"),
         (driver.Producer, "__post_init__"),
         (driver.Producer, "_new_producer"),
         (driver, "IllegalStateError"),
@@ -66,6 +69,11 @@ def record(topic: str, partition: int, offset: int, key: bytes = b"k", value: by
         (stock.Consumer, "on_partitions_assigned"),
         (fetcher.Fetcher, "_proc_fetch_request"),
         (fetcher.PartitionRecords, "_consumer_record"),
+        (TableManager, "_update_channels"),
+        (TableManager, "wait_until_recovery_completed"),
+        (TableManager, "on_actives_ready"),
+        (TableManager, "on_standbys_ready"),
+        (FaustApp, "on_rebalance_end"),
         (FaustApp, "_create_directories"),
     ],
 )
@@ -97,7 +105,8 @@ async def test_the_state_that_is_read_still_exists_on_a_consumer_and_a_producer(
 
 
 def test_the_signatures_that_are_overridden_are_those_of_faust() -> None:
-    for ours, theirs in ((Consumer, driver.Consumer), (Producer, driver.Producer), (PartitionTable, faust.Table)):
+    transport = ((Consumer, driver.Consumer), (Producer, driver.Producer))
+    for ours, theirs in (*transport, (PartitionTable, faust.Table), (Tables, TableManager)):
         for name, function in vars(ours).items():
             original = getattr(theirs, name, None)
             if inspect.isfunction(function) and inspect.isfunction(original) and name != "__init__":
@@ -122,7 +131,7 @@ async def test_only_what_is_said_to_be_done_is_committed() -> None:
 
 async def test_an_acknowledged_event_commits_nothing() -> None:
     consumer = worker()._consumer
-    (message,) = consumer._messages(TP("renders", 0), [record("renders", 0, 5)])
+    message = consumer._message(TP("renders", 0), [record("renders", 0, 5)])
     consumer.track_message(message)
     assert message in consumer.unacked
     assert consumer.ack(message)
@@ -131,22 +140,17 @@ async def test_an_acknowledged_event_commits_nothing() -> None:
     assert not consumer._filter_tps_with_pending_acks()
 
 
-async def test_a_poll_of_an_input_is_one_message_and_a_changelog_stays_a_message_a_record() -> None:
-    made = worker()
-    consumer = made._consumer
+async def test_a_poll_of_a_partition_is_one_message() -> None:
     records = [record("renders", 1, offset) for offset in range(10, 13)]
-    (message,) = consumer._messages(TP("renders", 1), records)
+    message = worker()._consumer._message(TP("renders", 1), records)
     assert message.value == RecordBatch("renders", 1, records)
     assert message.offset == 12, "Faust goes on behind the last one"
-    changelog = made.qualify.journal.changelog_topic_name
-    messages = list(consumer._messages(TP(changelog, 1), [record(changelog, 1, offset) for offset in range(3)]))
-    assert [message.offset for message in messages] == [0, 1, 2]
 
 
 async def test_the_schema_hands_a_batch_through_to_the_agent() -> None:
     made = worker()
     batch = RecordBatch("renders", 0, [record("renders", 0, 0)])
-    (message,) = made._consumer._messages(TP("renders", 0), batch.records)
+    message = made._consumer._message(TP("renders", 0), batch.records)
     event = await BatchSchema().compile(made._app)(message)
     assert event.value == batch
     assert event.message is message
@@ -226,28 +230,7 @@ async def test_the_rest_of_a_poll_is_left_to_the_next_owner_when_a_rebalance_beg
     assert seen == tps[:1]
 
 
-# --- table and outbox ------------------------------------------------------------------------------------------------
-
-
-def key(partition: int, name: bytes) -> bytes:
-    return partition.to_bytes(4, "big") + name
-
-
-async def test_a_change_of_the_table_goes_to_the_partition_that_its_key_names() -> None:
-    table = worker().qualify.journal
-    table[key(1, b"a")] = b"value"
-    del table[key(1, b"a")]
-    name = table.changelog_topic_name
-    assert table.outbox._waiting == [(name, key(1, b"a"), b"value", 1, None), (name, key(1, b"a"), None, 1, None)]
-
-
-async def test_keys_of_partitions_that_went_are_forgotten_without_a_tombstone() -> None:
-    table = worker().qualify.journal
-    table.data.update({key(0, b"a"): b"1", key(1, b"a"): b"2"})
-    stays = TP(table.changelog_topic_name, 1)
-    await table.on_rebalance({stays, TP("renders", 0)}, set(), set())
-    assert dict(table.items()) == {key(1, b"a"): b"2"}
-    assert not table.outbox._waiting
+# --- on a broker -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -284,6 +267,20 @@ async def test_a_partition_of_which_nothing_is_committed_is_sought_back_to_its_b
     finally:
         stop.set()
         await running
+
+
+async def test_a_flush_that_is_cancelled_cancels_no_delivery() -> None:
+    producer = worker()._app.producer
+    delivery: asyncio.Future[None] = asyncio.Future()
+    producer._unconfirmed.add(delivery)
+    delivery.add_done_callback(producer._confirm)
+    flushing = asyncio.create_task(producer.flush())
+    await asyncio.sleep(0.01)
+    flushing.cancel()
+    await asyncio.wait({flushing})
+    assert not delivery.done()
+    delivery.set_result(None)
+    await producer.flush()
 
 
 async def test_flush_returns_when_all_is_delivered_and_raises_ever_after_one_was_not(

@@ -1,13 +1,13 @@
 """The worker: a Faust app with its two stages, from the claim of partitions to the last commit.
 
-    assigned -> Faust recovers the tables -> claim: both stages fold them -> flow -> commits on two intervals
+    assigned -> the tables are recovered -> claim: both stages fold them -> flow -> commits on two intervals
     revoked  -> flow stops, what was applied is committed -> release
 
 Whatever goes wrong in an agent or a commit ends the worker, before any offset is committed over it.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
@@ -15,14 +15,16 @@ from typing import Any, Final
 import faust
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
+from faust.types import TP
 from mode import CrashingSupervisor
 
 from streams.core.campaigns import Campaigns
 from streams.core.events import RENDERS, TOPICS
 from streams.kafka.qualify import Qualify
 from streams.kafka.rollup import RollupStage
+from streams.kafka.tables import Outbox, PartitionTable, Tables
 from streams.kafka.topics import CAMPAIGNS, JOURNAL, PARTIALS
-from streams.kafka.transport import BatchSchema, Consumer, Outbox, PartitionTable
+from streams.kafka.transport import BatchSchema, Consumer, Extent
 from streams.settings import Settings
 
 ROLLUP_COMMIT_S: Final = 1.0
@@ -47,6 +49,7 @@ def _faust_app(settings: Settings, partitions: int) -> Any:
         broker=[f"impressions://{address}" for address in settings.broker.split(",")],
         store="memory://",
         Table=PartitionTable,
+        TableManager=Tables,
         processing_guarantee="at_least_once",
         topic_partitions=partitions,
         topic_disable_leader=True,
@@ -63,7 +66,6 @@ def _faust_app(settings: Settings, partitions: int) -> Any:
         producer_linger=0,
         producer_request_timeout=60.0,
         producer_max_request_size=32 << 20,
-        recovery_consistency_check=True,
         web_enabled=False,
         web_tables_enabled=False,
         web_router_enabled=False,
@@ -121,12 +123,10 @@ class Worker:
         )
         self.qualify.newest_elsewhere = self.rollup.newest
         self._add_agents()
-        self._app.on_partitions_assigned.connect(self._on_assigned)
-        self._app.on_rebalance_complete.connect(self._on_recovered)
+        self._tables: Tables = self._app.tables
+        self._tables.broker = settings.broker
+        self._tables.claim = self._claim
         self._reached_at = float("-inf")
-        self._assigned_at = monotonic()
-        self.recovery_seconds: float | None = None
-        """How long the last recovery took, from the assignment to the claim; None before the first."""
 
     def _table(self, name: str, partitions: int) -> PartitionTable:
         table: PartitionTable = self._app.Table(name, partitions=partitions, key_type=bytes, value_type=bytes)
@@ -215,23 +215,12 @@ class Worker:
 
     # --- partitions --------------------------------------------------------------------------------------------------
 
-    async def _on_assigned(self, *_: Any, **__: Any) -> None:
-        self._assigned_at = monotonic()
-
-    async def _on_recovered(self, *_: Any, **__: Any) -> None:
-        """Claim what was assigned, now that its tables are here.
-
-        The fetch loop already runs, for the changelogs. Faust now seeks the inputs and after that clears its queues:
-        what was fetched in between would be lost, so the flow stops until Faust resumes it.
-        """
-        self._consumer.stop_flow()
-        assigned = self._consumer.assignment()
+    async def _claim(self, assigned: set[TP], extents: Mapping[TP, Extent]) -> None:
         renders, partials = self._settings.topic(RENDERS), self._settings.topic(PARTIALS)
         generation = self._app.consumer_generation_id
         numbers = {tp.partition for tp in assigned if tp.topic == renders}
-        await self.qualify.claim(numbers, generation, self._consumer.extents)
         self.rollup.claim({tp.partition for tp in assigned if tp.topic == partials}, generation)
-        self.recovery_seconds = monotonic() - self._assigned_at
+        await self.qualify.claim(numbers, generation, extents)
 
     async def _drain_stages(self) -> None:
         await self.qualify.drain()
@@ -244,7 +233,12 @@ class Worker:
     @property
     def ready(self) -> bool:
         """Whether partitions are assigned, recovered and being read."""
-        return self._app.tables.actives_ready and not self._app.rebalancing
+        return self._tables.actives_ready
+
+    @property
+    def recovery_seconds(self) -> float | None:
+        """How long the last recovery took, from the assignment to the claim; None before the first."""
+        return self._tables.recovery_seconds
 
     def not_ready(self) -> list[str]:
         """Return why no work is being done, a line a reason; empty if it is."""

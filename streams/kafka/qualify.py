@@ -23,8 +23,9 @@ from streams.core.rollup import Head, Partial
 from streams.core.rules import PlainRules, Rules
 from streams.kafka.backlog import Backlog, Chunk, chunks
 from streams.kafka.crash import reached
+from streams.kafka.tables import PartitionTable
 from streams.kafka.topics import DEAD_LETTERS, PARTIALS
-from streams.kafka.transport import Extent, Flow, PartitionTable, RecordBatch
+from streams.kafka.transport import Extent, Flow, RecordBatch
 from streams.wire.records import (
     Headers,
     RecordError,

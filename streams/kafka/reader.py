@@ -1,4 +1,4 @@
-"""Reads the input topics from their oldest record to their end, beside the worker: in no group, committing nothing.
+"""Reads topics from their oldest record to their end: in no group, committing nothing.
 
 Law: what is read is what lay in the topics when reading began; records that come meanwhile are left alone.
 """
@@ -22,18 +22,19 @@ _SILENCE_S: Final = 30.0
 
 
 class Reader:
-    """Reads the three input topics. Use as an async context manager; raises TopicsError as `TopicAdmin` does."""
+    """Reads topics that have the same partitions. Use as an async context manager; raises TopicsError."""
 
-    def __init__(self, broker: str, prefix: str) -> None:
+    def __init__(self, broker: str, prefix: str, topics: Iterable[str] = TOPICS) -> None:
         self._broker = broker
         self._prefix = prefix
+        self._topics = tuple(topics)
         self._consumer: Any = None
         self._ends: dict[TopicPartition, int] = {}
         self.partitions = 0
 
     async def __aenter__(self) -> "Reader":
         async with TopicAdmin(self._broker) as admin:
-            self.partitions = await admin.agreed_partitions([Topic(self._prefix + topic, {}) for topic in TOPICS])
+            self.partitions = await admin.agreed_partitions([Topic(self._prefix + topic, {}) for topic in self._topics])
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=self._broker, enable_auto_commit=False, auto_offset_reset="earliest"
         )
@@ -49,13 +50,13 @@ class Reader:
         await self._consumer.stop()
 
     def _places(self, partitions: Iterable[int]) -> list[TopicPartition]:
-        return [TopicPartition(self._prefix + topic, number) for number in partitions for topic in TOPICS]
+        return [TopicPartition(self._prefix + topic, number) for number in partitions for topic in self._topics]
 
     def _gone(self, why: str) -> TopicsError:
         return TopicsError(f"no answer from Kafka at {self._broker} ({why}): what was read so far is not all there is")
 
     async def sizes(self) -> dict[int, int]:
-        """Return how many records each partition number holds, in all three topics."""
+        """Return how many records each partition number holds, in all topics."""
         begins = await self._consumer.beginning_offsets(list(self._ends))
         sizes = dict.fromkeys(range(self.partitions), 0)
         for place, end in self._ends.items():
@@ -70,7 +71,7 @@ class Reader:
                 yield place.topic.removeprefix(self._prefix), place.partition, records
 
     async def chunks(self, partition: int) -> AsyncIterator[Chunk]:
-        """Yield the chunks of one partition number, its topics near to order of event time."""
+        """Yield the chunks of one partition number of the inputs, its topics near to order of event time."""
         places = {topic: TopicPartition(self._prefix + topic, partition) for topic in TOPICS}
         left = await self._start(list(places.values()))
         backlog, reached = Backlog(), dict.fromkeys(TOPICS, -1)

@@ -15,8 +15,9 @@ from streams.core.panes import Series
 from streams.core.partition import NEVER
 from streams.core.rollup import Rollup, Row, RowKey
 from streams.kafka.crash import reached
+from streams.kafka.tables import PartitionTable
 from streams.kafka.topics import PARTIALS, WINDOWS
-from streams.kafka.transport import Flow, PartitionTable, RecordBatch
+from streams.kafka.transport import Flow, RecordBatch
 from streams.wire.records import (
     RecordError,
     decode_partial,

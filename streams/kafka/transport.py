@@ -3,7 +3,8 @@
 What is overridden here, and why (versions are pinned in pyproject.toml; tests hold the private names that are used):
 
 - `Consumer.getmany` hands a poll's records of a partition on as one message: stock Faust spends 80 us a record.
-- `Consumer.on_partitions_revoked` lets what was applied be committed before stock code forgets it.
+- `Consumer.on_partitions_revoked` gives a recovery up, and lets what was applied be committed before stock code forgets
+  it.
 - `Consumer.ack` never decides what is committed: stock code acknowledges events that it skips in a rebalance.
   Offsets are committed up to what `done` was told, and nothing else.
 - `ConsumerThread.seek_to_committed` seeks partitions without a committed offset too: aiokafka leaves them where they
@@ -12,7 +13,6 @@ What is overridden here, and why (versions are pinned in pyproject.toml; tests h
 - `back_off` lets clients wait between tries to connect: aiokafka tries on and on.
 - `Producer` keeps records until they are delivered, however long the broker is away: aiokafka gives up in a minute.
 - `Producer.flush` waits for every delivery and raises if one failed: stock code gives up and only logs.
-- `PartitionTable` takes the partition from the key, so that it can be written outside of an agent.
 """
 
 import asyncio
@@ -28,11 +28,6 @@ from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
-
-from streams.wire.records import Headers
-
-PARTITION_BYTES = 4
-"""Length of the partition number, big-endian, that opens every key of a `PartitionTable`."""
 
 FETCH_WAIT_MS = 50
 
@@ -174,7 +169,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     async def _seek_all(self) -> dict[Any, int | None]:
         consumer = self._ensure_consumer()
         committed: dict[Any, int | None] = await consumer.seek_to_committed()
-        unread = [tp for tp, offset in committed.items() if not offset and not self.consumer._is_changelog_tp(tp)]  # noqa: SLF001
+        unread = [tp for tp, offset in committed.items() if not offset]
         if unread:
             await consumer.seek_to_beginning(*unread)
         return committed
@@ -202,8 +197,6 @@ class Consumer(driver.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._done: dict[TP, int] = {}
-        self.extents: Mapping[TP, Extent] = {}
-        """What Kafka said of the partitions that are read when they were assigned."""
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -240,8 +233,8 @@ class Consumer(driver.Consumer):
     # --- reading -----------------------------------------------------------------------------------------------------
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
-        """Yield one message a partition; records of changelogs one by one, as Faust's recovery wants them."""
-        records, active = await self._wait_next_records(timeout)
+        """Yield one message a partition."""
+        records, _ = await self._wait_next_records(timeout)
         # Read after the wait, which may span a whole rebalance: these records belong to the generation of now.
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
@@ -252,33 +245,23 @@ class Consumer(driver.Consumer):
         for tp, batch in records.items():
             if not self.flow_active or self.app.consumer_generation_id != generation:
                 return  # a rebalance began: its own seek comes when it ends
-            if active is not None and tp not in active and self._is_changelog_tp(tp):
-                continue  # paused since its recovery; an input may be paused too, but what was read of it is handed on
-            for message in self._messages(tp, batch):
-                yield tp, message
+            yield tp, self._message(tp, batch)
 
-    def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
+    def _message(self, tp: TP, records: list[Any]) -> ConsumerMessage:
+        last = records[-1]
         return ConsumerMessage(
             tp.topic,
             tp.partition,
-            record.offset,
-            record.timestamp / 1000,
-            record.timestamp_type,
-            record.headers,
-            record.key,
-            record.value,
-            record.checksum,
+            last.offset,
+            last.timestamp / 1000,
+            last.timestamp_type,
+            None,
+            None,
+            RecordBatch(tp.topic, tp.partition, records),
+            last.checksum,
             tp=tp,
             generation_id=self.app.consumer_generation_id,
         )
-
-    def _messages(self, tp: TP, records: list[Any]) -> Iterable[ConsumerMessage]:
-        if self._is_changelog_tp(tp):
-            return (self._to_message(tp, record) for record in records)
-        message = self._to_message(tp, records[-1])
-        message.key, message.headers = None, None
-        message.value = RecordBatch(tp.topic, tp.partition, records)
-        return (message,)
 
     async def _seek_back(self) -> None:
         """Return to the committed offsets: what was just fetched while the flow was stopped would be lost."""
@@ -291,6 +274,7 @@ class Consumer(driver.Consumer):
 
     async def drain(self) -> None:
         """Stop the flow, let agents finish what they are applying, and commit it."""
+        self.app.tables.give_up()
         self.stop_flow()
         self.app.flow_control.suspend()
         self.app.flow_control.clear()
@@ -300,7 +284,8 @@ class Consumer(driver.Consumer):
         await self.commit()
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        """Commit what was applied, then let Faust forget it."""
+        """Give a recovery up, commit what was applied, then let Faust forget it."""
+        self.app.tables.give_up()
         if self.assignment() and not self.app.should_stop:
             try:
                 await self.drain()
@@ -331,6 +316,10 @@ class Consumer(driver.Consumer):
         tp = TP(topic, partition)
         return self._thread.highwater(tp) if tp in self.assignment() else None
 
+    async def extents(self, places: Iterable[TP]) -> Mapping[TP, Extent]:
+        """Return where topic partitions begin and what is committed of them."""
+        return await self._thread.extents(places)  # type: ignore[no-any-return]
+
     def heard_at(self) -> float:
         """Return when the newest heartbeat was sent that the group answered as one of this member."""
         return self._thread.heard_at  # type: ignore[no-any-return]
@@ -340,17 +329,8 @@ class Consumer(driver.Consumer):
         return self._thread._consumer._coordinator.generation  # type: ignore[no-any-return]  # noqa: SLF001
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        """Let Faust recover; to be assigned is as good as a heartbeat.
-
-        The extents are asked for before any journal is read, so that no journal can be behind what is committed, not
-        even that of a worker that is no longer the owner.
-        """
+        """Let Faust go on; to be assigned is as good as a heartbeat."""
         self._thread.heard_at = monotonic()
-        try:
-            self.extents = await self._thread.extents(tp for tp in assigned if not self._is_changelog_tp(tp))
-        except Exception as error:  # aiokafka would only log it
-            await self.crash(error)
-            raise
         await super().on_partitions_assigned(assigned, generation_id)
 
 
@@ -422,7 +402,11 @@ class Producer(driver.Producer):
     async def flush(self) -> None:
         """Wait until every record is delivered. Raises what the broker said of one that was not."""
         await self.buffer.flush()
-        await asyncio.gather(*self._unconfirmed)
+        unconfirmed = set(self._unconfirmed)
+        if unconfirmed:
+            await asyncio.wait(unconfirmed)  # unlike gather, it cancels no delivery when it is cancelled itself
+        for delivery in unconfirmed:
+            delivery.result()
 
 
 class Transport(driver.Transport):
@@ -430,61 +414,3 @@ class Transport(driver.Transport):
 
     Consumer = Consumer
     Producer = Producer
-
-
-class Outbox:
-    """Records that one stage has to send: gathered without waiting, delivered by `flush`."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-        self._waiting: list[tuple[str, bytes, bytes | None, int | None, Headers | None]] = []
-
-    def send(
-        self,
-        topic: str,
-        key: bytes,
-        value: bytes | None,
-        *,
-        partition: int | None = None,
-        headers: Headers | None = None,
-    ) -> None:
-        """Put a record in the box. Without a partition, Kafka's default partitioner chooses one by the key."""
-        self._waiting.append((topic, key, value, partition, headers))
-
-    async def flush(self) -> None:
-        """Send what is in the box and wait until it is delivered. Raises if anything was not."""
-        waiting, self._waiting = self._waiting, []
-        producer = self._app.producer
-        for topic, key, value, partition, headers in waiting:
-            await producer.send(topic, key, value, partition, None, headers)
-        await producer.flush()
-
-
-class PartitionTable(faust.Table):
-    """A Faust table of bytes whose keys open with the number of the partition that they belong to.
-
-    The memory store does not keep partitions apart, so keys of partitions that went are dropped here.
-    """
-
-    outbox: Outbox
-
-    def _changed(self, key: bytes, value: bytes | None) -> None:
-        partition = int.from_bytes(key[:PARTITION_BYTES], "big")
-        self.outbox.send(self.changelog_topic_name, key, value, partition=partition)
-
-    def on_key_set(self, key: bytes, value: bytes) -> None:
-        """Put the record of a change into the outbox."""
-        self._changed(key, value)
-
-    def on_key_del(self, key: bytes) -> None:
-        """Put a tombstone into the outbox."""
-        self._changed(key, None)
-
-    async def on_rebalance(
-        self, assigned: set[TP], revoked: set[TP], newly_assigned: set[TP], generation_id: int = 0
-    ) -> None:
-        """Forget the keys of partitions that are not ours."""
-        ours = {tp.partition for tp in assigned if tp.topic == self.changelog_topic_name}
-        for key in [key for key in self.data if int.from_bytes(key[:PARTITION_BYTES], "big") not in ours]:
-            del self.data[key]
-        await super().on_rebalance(assigned, revoked, newly_assigned, generation_id)

@@ -1,0 +1,177 @@
+"""Faust tables that are written by whole records of bytes, and recovered by whole batches.
+
+What is overridden here, and why:
+
+- `PartitionTable` takes the partition from the key, so that it can be written outside of an agent.
+- `Tables` reads the changelogs by itself, in no group, whenever partitions are assigned. Stock Faust's recovery applies
+  an event at a time; and where a rebalance begins while it is under way, it can end without having read, go on with
+  keys of which Kafka never heard, or never end.
+
+Law: when a recovery ends, the tables hold what Kafka holds of the partitions that are assigned, and nothing else.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from time import monotonic
+from typing import Any, Final
+
+import faust
+from aiokafka.errors import KafkaError
+from faust.tables.manager import TableManager
+from faust.types import TP
+
+from streams.kafka.reader import Reader
+from streams.kafka.topics import TopicsError
+from streams.kafka.transport import Consumer, Extent
+from streams.wire.records import Headers
+
+PARTITION_BYTES: Final = 4
+"""Length of the partition number, big-endian, that opens every key of a `PartitionTable`."""
+
+_AGAIN_S: Final = 1.0
+
+
+class Outbox:
+    """Records that one stage has to send: gathered without waiting, delivered by `flush`."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._waiting: list[tuple[str, bytes, bytes | None, int | None, Headers | None]] = []
+
+    def send(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes | None,
+        *,
+        partition: int | None = None,
+        headers: Headers | None = None,
+    ) -> None:
+        """Put a record in the box. Without a partition, Kafka's default partitioner chooses one by the key."""
+        self._waiting.append((topic, key, value, partition, headers))
+
+    async def flush(self) -> None:
+        """Send what is in the box and wait until it is delivered. Raises if anything was not."""
+        waiting, self._waiting = self._waiting, []
+        producer = self._app.producer
+        for topic, key, value, partition, headers in waiting:
+            await producer.send(topic, key, value, partition, None, headers)
+        await producer.flush()
+
+
+class PartitionTable(faust.Table):
+    """A Faust table of bytes whose keys open with the number of the partition that they belong to."""
+
+    outbox: Outbox
+
+    def _changed(self, key: bytes, value: bytes | None) -> None:
+        partition = int.from_bytes(key[:PARTITION_BYTES], "big")
+        self.outbox.send(self.changelog_topic_name, key, value, partition=partition)
+
+    def on_key_set(self, key: bytes, value: bytes) -> None:
+        """Put the record of a change into the outbox."""
+        self._changed(key, value)
+
+    def on_key_del(self, key: bytes) -> None:
+        """Put a tombstone into the outbox."""
+        self._changed(key, None)
+
+    def replace(self, content: dict[bytes, bytes]) -> None:
+        """Hold this, and nothing else; no change is written."""
+        self.data.data = content
+
+
+class Tables(TableManager):
+    """The tables of a worker.
+
+    An assignment starts a recovery, and the end of that starts the flow. `give_up` ends one that is under way; what it
+    wrote of a claim by then is as harmless as what a worker wrote that died then.
+    """
+
+    broker: str
+    """Addresses of the brokers that hold the changelogs."""
+
+    claim: Callable[[set[TP], Mapping[TP, Extent]], Awaitable[None]]
+    """Called when the tables hold what Kafka holds, with what is assigned and the extents of it: it is taken over."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._recovering: asyncio.Future[Any] | None = None
+        self.recovery_seconds: float | None = None
+        """How long the last recovery took, from the assignment to the claim; None before the first."""
+
+    async def on_rebalance(
+        self, assigned: set[TP], revoked: set[TP], newly_assigned: set[TP], generation_id: int = 0
+    ) -> None:
+        """Start a recovery of all that is assigned. It goes on when this rebalance has long ended."""
+        self.give_up()
+        self._recovering = self.add_future(self._recover(assigned, monotonic()))
+
+    def give_up(self) -> None:
+        """End a recovery that is under way, if there is one: its partitions are going."""
+        self.actives_ready = False
+        if self._recovering is not None:
+            self._recovering.cancel()
+            self._recovering = None
+
+    async def wait_until_recovery_completed(self) -> bool:
+        """Wait for nothing: a worker that recovers is up, and says that it is not ready."""
+        return False
+
+    async def _update_channels(self) -> None:
+        """Let nobody read the changelogs but a recovery: they are no part of the subscription."""
+        self._tables_finalized.set()
+        for table in self.values():
+            await table.maybe_start()
+        self._tables_registered.set()
+
+    async def _recover(self, assigned: set[TP], since: float) -> None:
+        app: Any = self.app
+        consumer: Consumer = app.consumer
+        consumer.stop_flow()
+        await app.producer.flush()  # what this worker itself has sent is to be read too
+        extents, contents = await self._read(assigned)
+        for topic, content in contents.items():
+            self._changelogs[topic].replace(content)
+        await self.claim(assigned, extents)
+        self.recovery_seconds = monotonic() - since
+        consumer.resume_partitions(assigned)
+        if assigned:
+            await consumer.perform_seek()
+        await app._fetcher.maybe_start()  # noqa: SLF001
+        # Nothing is awaited from here on: a rebalance finds either a recovery to give up or a flow to stop.
+        app.flow_control.resume()
+        consumer.resume_flow()
+        self.on_actives_ready()
+        self.on_standbys_ready()
+        app.on_rebalance_end()
+
+    async def _read(self, assigned: set[TP]) -> tuple[Mapping[TP, Extent], dict[str, dict[bytes, bytes]]]:
+        """Return the extents of what is assigned and, per changelog, its content; however long the broker is away.
+
+        The extents are asked for first, so that no journal can be behind what is committed, not even that of a worker
+        that is no longer the owner.
+        """
+        while True:
+            try:
+                extents = await self.app.consumer.extents(assigned)
+                return extents, await self._contents({tp.partition for tp in assigned})
+            except (KafkaError, TopicsError) as error:
+                self.log.warning("State cannot be recovered yet: %r", error)
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _contents(self, numbers: Collection[int]) -> dict[str, dict[bytes, bytes]]:
+        contents: dict[str, dict[bytes, bytes]] = {topic: {} for topic in self._changelogs}
+        if numbers:
+            async with Reader(self.broker, "", tuple(contents)) as reader:
+                async for topic, _, records in reader.records(numbers):
+                    _apply(records, contents[topic])
+        return contents
+
+
+def _apply(records: Iterable[Any], content: dict[bytes, bytes]) -> None:
+    for record in records:
+        if record.value is None:
+            content.pop(record.key, None)
+        else:
+            content[record.key] = record.value

@@ -1,0 +1,171 @@
+"""Tables and their recovery: what Kafka holds of what is assigned, and nothing else; and how one is given up."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from aiokafka.errors import KafkaConnectionError
+from faust.types import TP
+
+from streams.core.events import RENDERS
+from streams.kafka import tables as module
+from streams.kafka.broker import EmbeddedBroker
+from streams.kafka.tables import Tables
+from streams.kafka.transport import Extent
+from tests.conftest import create_topics
+from tests.test_transport import PARTITIONS, worker
+
+
+def key(partition: int, name: bytes) -> bytes:
+    return partition.to_bytes(4, "big") + name
+
+
+async def test_a_change_of_the_table_goes_to_the_partition_that_its_key_names() -> None:
+    table = worker().qualify.journal
+    table[key(1, b"a")] = b"value"
+    del table[key(1, b"a")]
+    name = table.changelog_topic_name
+    assert table.outbox._waiting == [(name, key(1, b"a"), b"value", 1, None), (name, key(1, b"a"), None, 1, None)]
+
+
+async def test_a_recovery_reads_what_kafka_holds_of_the_partitions_that_are_assigned(
+    broker: EmbeddedBroker, topic_prefix: str
+) -> None:
+    await create_topics(broker.bootstrap, topic_prefix, PARTITIONS)
+    made = worker(topic_prefix, broker.bootstrap)
+    journal, campaigns = made.qualify.journal, made.rollup.table
+    await made._app.producer.start()
+    try:
+        for number in range(PARTITIONS):
+            for name in (b"deleted", b"kept"):
+                journal[key(number, name)] = b"old"
+            journal[key(number, b"kept")] = b"new"
+            del journal[key(number, b"deleted")]
+        campaigns[key(1, b"row")] = b"value"
+        await journal.outbox.flush()
+        await campaigns.outbox.flush()
+        contents = await made._tables._contents({1})
+    finally:
+        await made._app.producer.stop()
+    assert contents == {
+        journal.changelog_topic_name: {key(1, b"kept"): b"new"},
+        campaigns.changelog_topic_name: {key(1, b"row"): b"value"},
+    }
+
+
+class Recovering:
+    """The tables of a worker in a recovery; where Kafka answers is up to the test."""
+
+    def __init__(self) -> None:
+        self.worker = worker()
+        self.tables: Tables = self.worker._tables
+        self.answers = asyncio.Event()
+        self.claims: list[set[TP]] = []
+        self.found: dict[str, dict[bytes, bytes]] = {name: {} for name in self.tables.changelog_topics}
+        self.tables._read = self._read  # type: ignore[method-assign]
+        self.tables.claim = self._claim
+        self.worker._consumer.assignment = set
+        self.worker._consumer.perform_seek = self._nothing
+        self.worker._app._fetcher.maybe_start = self._nothing
+
+    async def _read(self, assigned: set[TP]) -> tuple[Mapping[TP, Extent], dict[str, dict[bytes, bytes]]]:
+        await self.answers.wait()
+        return {}, self.found
+
+    async def _claim(self, assigned: set[TP], extents: Mapping[TP, Extent]) -> None:
+        self.claims.append(assigned)
+
+    async def _nothing(self) -> None:
+        pass
+
+    async def assign(self, *numbers: int) -> None:
+        await self.tables.on_rebalance({TP(RENDERS, number) for number in numbers}, set(), set())
+        await asyncio.sleep(0.01)
+
+    async def answer(self) -> None:
+        self.answers.set()
+        await asyncio.sleep(0.01)
+
+
+async def test_a_recovery_claims_what_is_assigned_and_then_lets_records_flow() -> None:
+    recovering = Recovering()
+    await recovering.assign(0)
+    assert (recovering.worker.ready, recovering.worker._consumer.flow_active) == (False, False)
+    await recovering.answer()
+    assert recovering.claims == [{TP(RENDERS, 0)}]
+    assert (recovering.worker.ready, recovering.worker._consumer.flow_active) == (True, True)
+
+
+async def test_nothing_that_was_held_before_and_is_not_in_kafka_is_held_after_a_recovery() -> None:
+    recovering = Recovering()
+    journal = recovering.worker.qualify.journal
+    journal.replace({key(0, b"of a claim that was never delivered"): b"x"})
+    recovering.found[journal.changelog_topic_name] = {key(0, b"a"): b"1"}
+    await recovering.assign(0)
+    await recovering.answer()
+    assert dict(journal.items()) == {key(0, b"a"): b"1"}
+    assert not journal.outbox._waiting, "what is recovered is not written again"
+
+
+async def test_a_recovery_that_is_given_up_claims_nothing_and_lets_nothing_flow() -> None:
+    recovering = Recovering()
+    await recovering.assign(0)
+    recovering.tables.give_up()
+    await recovering.answer()
+    assert recovering.claims == []
+    assert (recovering.worker.ready, recovering.worker._consumer.flow_active) == (False, False)
+
+
+async def test_an_assignment_replaces_the_recovery_of_the_one_before_it() -> None:
+    recovering = Recovering()
+    await recovering.assign(0)
+    await recovering.assign(1, 2)
+    await recovering.answer()
+    assert recovering.claims == [{TP(RENDERS, 1), TP(RENDERS, 2)}]
+
+
+async def test_partitions_that_are_revoked_give_the_recovery_up() -> None:
+    recovering = Recovering()
+    await recovering.assign(0)
+    await recovering.worker._consumer.on_partitions_revoked({TP(RENDERS, 0)})
+    await recovering.answer()
+    assert (recovering.claims, recovering.worker.ready) == ([], False)
+
+
+async def test_a_worker_that_stops_gives_the_recovery_up() -> None:
+    recovering = Recovering()
+    await recovering.assign(0)
+    await recovering.worker._consumer.drain()
+    await recovering.answer()
+    assert (recovering.claims, recovering.worker.ready) == ([], False)
+
+
+async def test_a_recovery_tries_again_until_the_broker_answers(monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "_AGAIN_S", 0)
+    made = worker()
+    asked: list[set[TP]] = []
+
+    async def extents(places: set[TP]) -> Mapping[TP, Extent]:
+        asked.append(places)
+        if len(asked) < 3:
+            raise KafkaConnectionError("gone")
+        return {TP(RENDERS, 0): Extent(5, 7)}
+
+    made._consumer.extents = extents  # type: ignore[method-assign]
+    assert await made._tables._read(set()) == (
+        {TP(RENDERS, 0): Extent(5, 7)},
+        {name: {} for name in made._tables.changelog_topics},
+    )
+
+
+async def test_an_error_in_a_claim_ends_the_worker() -> None:
+    recovering = Recovering()
+
+    async def refuse(*_: Any) -> None:
+        raise RuntimeError("no")
+
+    recovering.tables.claim = refuse
+    await recovering.assign(0)
+    await recovering.answer()
+    assert str(recovering.tables.crash_reason) == "no"
+    assert not recovering.worker.ready
