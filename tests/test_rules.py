@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.core.campaigns import Campaigns
-from streams.core.journal import Position
+from streams.core.journal import Claim, Position
 from streams.core.rules import Rules
 from streams.kafka.qualify import JournalError, Qualify
 from streams.kafka.transport import Extent
-from streams.wire.records import decode_delta, encode_delta, journal_key
+from streams.wire.records import decode_delta, encode_claim, encode_delta, journal_key
 from tests.logs import RULES, TOPICS, figures, seeded_logs
 from tests.runs import Run, folded
 from tests.test_properties import THOROUGH
@@ -37,6 +37,9 @@ class Journal(dict[bytes, bytes]):
     """A table of journal records that are delivered as soon as they are written."""
 
     outbox = SimpleNamespace(flush=partial(asyncio.sleep, 0))
+
+    def take(self) -> dict[bytes, bytes]:
+        return dict(self)
 
 
 def inputs(begin: int = 0, committed: int = 0) -> dict[TP, Extent]:
@@ -105,6 +108,21 @@ def test_a_journal_of_a_time_when_rules_were_not_written_down_is_folded():
 
 def test_a_partition_without_a_journal_takes_any_rules():
     assert claim(Journal(), Rules(lateness_ms=1)).owned.keys() == {0}
+
+
+def claim_of(partitions: int) -> Journal:
+    return Journal({journal_key(0, Position(1, 0)): encode_claim(Claim(None, partitions))})
+
+
+@pytest.mark.parametrize("before", [2, 12])
+def test_a_journal_of_another_partition_count_is_refused_with_what_to_do(before):
+    with pytest.raises(JournalError, match=f"{before} partitions, and now there are 1.*another STREAMS_TOPIC_PREFIX"):
+        claim(claim_of(before), Rules())
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_journal_of_the_same_partition_count_or_one_that_names_none_is_folded(before):
+    assert claim(claim_of(before), Rules()).owned.keys() == {0}
 
 
 @THOROUGH

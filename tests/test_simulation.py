@@ -92,20 +92,22 @@ class Step:
         yield
 
 
-class Table(dict[bytes, bytes]):
-    """What a worker holds of a table, with the outbox of its stage: both as `PartitionTable` has them."""
+class Table:
+    """A table with the outbox of its stage: both as `PartitionTable` has them."""
 
     def __init__(self, name: str, outbox: "Outbox") -> None:
         self.name = name
         self.outbox = outbox
+        self.content: dict[bytes, bytes] = {}
 
     def __setitem__(self, key: bytes, value: bytes) -> None:
-        super().__setitem__(key, value)
         self.outbox.send(self.name, key, value, partition=int.from_bytes(key[:4], "big"))
 
     def __delitem__(self, key: bytes) -> None:
-        super().__delitem__(key)
         self.outbox.send(self.name, key, None, partition=int.from_bytes(key[:4], "big"))
+
+    def take(self) -> dict[bytes, bytes]:
+        return self.content
 
 
 class Outbox:
@@ -215,9 +217,8 @@ class Worker:
         inputs = [TP(topic, number) for number in mine for topic in TOPICS]
         extents = {place: Extent(0, self.broker.committed[place]) for place in inputs}
         for table in self.tables:
-            found = {key: value for number in mine for key, value in self.broker.tables[table.name, number].items()}
-            table.clear()
-            table.update(found)
+            of_mine = [self.broker.tables[table.name, number] for number in mine]
+            table.content = {key: value for one in of_mine for key, value in one.items()}
             table.outbox.waiting.clear()
         await Step()
         await self.qualify.claim(mine, self.generation, extents)

@@ -99,11 +99,11 @@ async def test_a_recovery_claims_what_is_assigned_and_then_lets_records_flow() -
 async def test_nothing_that_was_held_before_and_is_not_in_kafka_is_held_after_a_recovery() -> None:
     recovering = Recovering()
     journal = recovering.worker.qualify.journal
-    journal.replace({key(0, b"of a claim that was never delivered"): b"x"})
+    journal.recovered({key(0, b"of a claim that was never delivered"): b"x"})
     recovering.found[journal.changelog_topic_name] = {key(0, b"a"): b"1"}
     await recovering.assign(0)
     await recovering.answer()
-    assert dict(journal.items()) == {key(0, b"a"): b"1"}
+    assert journal.take() == {key(0, b"a"): b"1"}
     assert not journal.outbox._waiting, "what is recovered is not written again"
 
 
@@ -119,9 +119,9 @@ async def test_a_recovery_that_is_given_up_claims_nothing_and_lets_nothing_flow(
 async def test_an_assignment_replaces_the_recovery_of_the_one_before_it() -> None:
     recovering = Recovering()
     await recovering.assign(0)
-    await recovering.assign(1, 2)
+    await recovering.assign(1)
     await recovering.answer()
-    assert recovering.claims == [{TP(RENDERS, 1), TP(RENDERS, 2)}]
+    assert recovering.claims == [{TP(RENDERS, 1)}]
 
 
 async def test_partitions_that_are_revoked_give_the_recovery_up() -> None:
@@ -169,3 +169,11 @@ async def test_an_error_in_a_claim_ends_the_worker() -> None:
     await recovering.answer()
     assert str(recovering.tables.crash_reason) == "no"
     assert not recovering.worker.ready
+
+
+async def test_partitions_that_were_added_while_a_worker_runs_end_it_before_anything_is_read() -> None:
+    recovering = Recovering()
+    await recovering.assign(0, PARTITIONS)
+    await recovering.answer()
+    assert f"{PARTITIONS} partitions, and now there are {PARTITIONS + 1}" in str(recovering.tables.crash_reason)
+    assert recovering.claims == []

@@ -29,6 +29,8 @@ class Claim(msgspec.Struct, frozen=True, array_like=True):
     """The first record of an owner: what it had folded when it took the partition over, None if there was nothing."""
 
     basis: Position | None
+    partitions: int = 0
+    """How many partitions of viewers there were, 0 if it does not say: with another number, viewers lie elsewhere."""
 
 
 class ChainError(Exception):

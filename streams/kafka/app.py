@@ -20,7 +20,7 @@ from mode import CrashingSupervisor
 
 from streams.core.campaigns import Campaigns
 from streams.core.events import RENDERS, TOPICS
-from streams.kafka.qualify import Qualify
+from streams.kafka.qualify import JournalError, Qualify, partitions_changed
 from streams.kafka.rollup import RollupStage
 from streams.kafka.tables import Outbox, PartitionTable, Tables
 from streams.kafka.topics import CAMPAIGNS, JOURNAL, PARTIALS
@@ -97,6 +97,7 @@ class Worker:
         accept_loss: bool = False,
     ) -> None:
         self._settings = settings
+        self._partitions = partitions
         self._on_commit = on_commit
         self._app = _faust_app(settings, partitions)
         self._consumer: Consumer = self._app.consumer
@@ -125,6 +126,7 @@ class Worker:
         self._add_agents()
         self._tables: Tables = self._app.tables
         self._tables.broker = settings.broker
+        self._tables.check = self._check_partitions
         self._tables.claim = self._claim
         self._reached_at = float("-inf")
 
@@ -214,6 +216,12 @@ class Worker:
         return rewritten
 
     # --- partitions --------------------------------------------------------------------------------------------------
+
+    def _check_partitions(self, assigned: set[TP]) -> None:
+        """Refuse partitions that were not there when this worker started. Raises JournalError."""
+        before, now = self._partitions, max((tp.partition + 1 for tp in assigned), default=0)
+        if now > before:
+            raise JournalError(partitions_changed(before, now))
 
     async def _claim(self, assigned: set[TP], extents: Mapping[TP, Extent]) -> None:
         renders, partials = self._settings.topic(RENDERS), self._settings.topic(PARTIALS)

@@ -166,14 +166,15 @@ class Qualify:
         `generation` is the consumer group's: what an owner of an earlier one still writes after the claim is void.
         `extents` are those of the inputs, asked for before the journal was read.
         """
-        wanted = set(numbers)
-        journals: dict[int, dict[Position, bytes]] = {number: {} for number in wanted}
-        for key, value in self.journal.items():
+        journals: dict[int, dict[Position, bytes]] = {number: {} for number in sorted(numbers)}
+        for key, value in self.journal.take().items():
             number, position = journal_position(key)
-            if number in wanted:
+            if number in journals:
                 journals[number][position] = value
-        self.owned = {number: self._claimed(number, journals[number], generation) for number in sorted(wanted)}
-        self._check_inputs(extents, {number for number in wanted if not journals[number]})
+        new = {number for number, journal in journals.items() if not journal}
+        # A journal is as large as the state that it gives: it is dropped when that is there.
+        self.owned = {number: self._claimed(number, journals.pop(number), generation) for number in list(journals)}
+        self._check_inputs(extents, new)
         reached("claim")
         await self.outbox.flush()
         reached("claimed")
@@ -204,12 +205,13 @@ class Qualify:
             held = chain(claims, journal.keys() - claims.keys())
         except (RecordError, ChainError) as error:
             raise JournalError(f"journal of partition {number}: {error}") from None
+        self._check_partitions(number, [claims[position].partitions for position in held if position in claims])
         deltas = [position for position in held if position not in claims]
         state = self._folded(number, [(position, journal[position]) for position in deltas])
         newest = max((position.epoch for position in journal), default=0)
         basis = held[-1] if held else None
         own = Position(next_epoch(newest, generation), basis.seq + 1 if basis else state.seq)
-        self.journal[journal_key(number, own)] = encode_claim(Claim(basis))
+        self.journal[journal_key(number, own)] = encode_claim(Claim(basis, self.partitions))
         for void in journal.keys() - set(held):
             del self.journal[journal_key(number, void)]
         state.seq = own.seq + 1
@@ -261,6 +263,12 @@ class Qualify:
             for owned in self.owned.values():
                 owned.state.campaigns = campaigns
         return rewritten
+
+    def _check_partitions(self, number: int, counts: Iterable[int]) -> None:
+        """Refuse to count viewers on where others were counted before. Raises JournalError."""
+        others = set(counts) - {0, self.partitions}
+        if others:
+            raise JournalError(partitions_changed(max(others), self.partitions))
 
     def _check_rules(self, number: int, before: PlainRules) -> None:
         """Refuse rules that are not those of a partition's newest journal record. Raises JournalError."""
@@ -444,6 +452,15 @@ class Qualify:
             for topic, fence in commit.fences.items():
                 self.flow.done(self.prefix + topic, commit.owned.number, fence)
         reached("committed")
+
+
+def partitions_changed(before: int, now: int) -> str:
+    """Return why nothing can be counted on, and what to do."""
+    return (
+        f"events were counted when there were {before} partitions, and now there are {now}: viewers lie in others, and "
+        "Kafka takes no partition away. Create topics under another STREAMS_TOPIC_PREFIX with `streams topics create "
+        f"--partitions {now}`, and send the events again"
+    )
 
 
 def _record(number: int, position: Position) -> str:

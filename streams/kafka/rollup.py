@@ -71,7 +71,7 @@ class RollupStage:
         rows: dict[int, list[tuple[RowKey, Row]]] = {number: [] for number in self.owned}
         epochs = dict.fromkeys(self.owned, 0)
         self._written = {number: {} for number in self.owned}
-        for data, value in self.table.items():
+        for data, value in self.table.take().items():
             number, epoch, key = decode_row_key(data)
             if number in rows:
                 epochs[number] = max(epochs[number], epoch)

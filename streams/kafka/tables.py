@@ -2,12 +2,12 @@
 
 What is overridden here, and why:
 
-- `PartitionTable` takes the partition from the key, so that it can be written outside of an agent.
+- `PartitionTable` takes the partition from the key, so that it can be written outside of an agent. It keeps no copy.
 - `Tables` reads the changelogs by itself, in no group, whenever partitions are assigned. Stock Faust's recovery applies
   an event at a time; and where a rebalance begins while it is under way, it can end without having read, go on with
   keys of which Kafka never heard, or never end.
 
-Law: when a recovery ends, the tables hold what Kafka holds of the partitions that are assigned, and nothing else.
+Law: what a recovery gives is what Kafka holds of the partitions that are assigned, and nothing else.
 """
 
 import asyncio
@@ -60,25 +60,34 @@ class Outbox:
 
 
 class PartitionTable(faust.Table):
-    """A Faust table of bytes whose keys open with the number of the partition that they belong to."""
+    """A Faust table of bytes whose keys open with the number of the partition that they belong to.
+
+    It holds its content from a recovery until that is taken, and no copy of what is written: its stage does that.
+    """
 
     outbox: Outbox
 
-    def _changed(self, key: bytes, value: bytes | None) -> None:
+    def __setitem__(self, key: bytes, value: bytes) -> None:
+        """Put the record of a change into the outbox."""
+        self._send(key, value)
+
+    def __delitem__(self, key: bytes) -> None:
+        """Put a tombstone into the outbox."""
+        self._send(key, None)
+
+    def _send(self, key: bytes, value: bytes | None) -> None:
         partition = int.from_bytes(key[:PARTITION_BYTES], "big")
         self.outbox.send(self.changelog_topic_name, key, value, partition=partition)
 
-    def on_key_set(self, key: bytes, value: bytes) -> None:
-        """Put the record of a change into the outbox."""
-        self._changed(key, value)
-
-    def on_key_del(self, key: bytes) -> None:
-        """Put a tombstone into the outbox."""
-        self._changed(key, None)
-
-    def replace(self, content: dict[bytes, bytes]) -> None:
-        """Hold this, and nothing else; no change is written."""
+    def recovered(self, content: dict[bytes, bytes]) -> None:
+        """Hold what was recovered, and nothing else."""
         self.data.data = content
+
+    def take(self) -> dict[bytes, bytes]:
+        """Return, once, what was recovered."""
+        content: dict[bytes, bytes] = self.data.data
+        self.data.data = {}
+        return content
 
 
 class Tables(TableManager):
@@ -90,6 +99,9 @@ class Tables(TableManager):
 
     broker: str
     """Addresses of the brokers that hold the changelogs."""
+
+    check: Callable[[set[TP]], None]
+    """Called with what is assigned; raises why that cannot be taken over."""
 
     claim: Callable[[set[TP], Mapping[TP, Extent]], Awaitable[None]]
     """Called when the tables hold what Kafka holds, with what is assigned and the extents of it: it is taken over."""
@@ -129,10 +141,11 @@ class Tables(TableManager):
         app: Any = self.app
         consumer: Consumer = app.consumer
         consumer.stop_flow()
+        self.check(assigned)
         await app.producer.flush()  # what this worker itself has sent is to be read too
         extents, contents = await self._read(assigned)
         for topic, content in contents.items():
-            self._changelogs[topic].replace(content)
+            self._changelogs[topic].recovered(content)
         await self.claim(assigned, extents)
         self.recovery_seconds = monotonic() - since
         consumer.resume_partitions(assigned)
