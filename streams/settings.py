@@ -122,6 +122,9 @@ class Settings(BaseSettings):
 
     commit_interval: Duration = Field(200, description="How often counts are journaled and shown")
     session_timeout: Duration = Field(6_000, description="After this long without heartbeat a worker is dead")
+    max_remembered: int = Field(
+        50_000_000, ge=1, description="Impressions a worker remembers; then it pauses its input, and never evicts"
+    )
     log_level: str = Field("info", pattern=r"^(debug|info|warning|error)$", description="Least severe log shown")
 
     @classmethod

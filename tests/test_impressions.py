@@ -108,3 +108,16 @@ def test_a_batch_of_any_size_has_room(rows):
     model.append([(key, 0, 0) for key in range(rows)])
     model.append([(key, 0, 0) for key in range(rows)])
     assert model.impressions.with_older(model.impressions.newest(0)) == [rows, 0]
+
+
+def test_a_remembered_impression_takes_at_most_64_bytes_with_all_that_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.core.impressions.SMALLEST", 1 << 16)
+    monkeypatch.setattr("streams.core.impressions.SEAL_AFTER", 4_096)
+    impressions, most = Impressions(), 0.0
+    for start in range(0, 400_000, 1_000):
+        impressions.make_room(1_000)
+        for number in range(start, start + 1_000):
+            impressions.append(number * 0x9E3779B97F4A7C15 % 2**64, number, 5, GROUPS[0], 1, NO_ROW)
+        if start >= 200_000:
+            most = max(most, impressions.size / len(impressions))
+    assert 30 + 8 < most <= 64, "columns of 30 bytes, and a table that is half full at most"

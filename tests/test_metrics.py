@@ -63,6 +63,8 @@ PIPELINE = {
     "streams_stream_time_seconds": {"topic", "partition"},
     "streams_recovery_duration_seconds": set(),
     "streams_remembered_impressions": set(),
+    "streams_remembered_bytes": set(),
+    "streams_max_remembered_impressions": set(),
     "streams_partitions_assigned": set(),
     "streams_up_to_date": set(),
     "streams_build_info": {"version"},
@@ -101,7 +103,7 @@ class Bench:
     def page(self, quiet_ms: int = 0) -> str:
         registry = CollectorRegistry()
         shown = self.min_sample, self.max_campaigns
-        registry.register(Collector(lambda: self.reading(quiet_ms), WINDOWS, "9.9", *shown))
+        registry.register(Collector(lambda: self.reading(quiet_ms), WINDOWS, "9.9", *shown, max_remembered=77))
         return generate_latest(registry).decode()
 
     def samples(self, quiet_ms: int = 0) -> list[Any]:

@@ -16,8 +16,11 @@ from typing import Any
 
 import orjson
 import pytest
+from confluent_kafka.admin import AdminClient, NewPartitions
 
+from streams.kafka.backlog import CHUNK
 from streams.kafka.broker import EmbeddedBroker
+from streams.kafka.topics import all_topics
 from tests.conftest import create_topics
 from tests.worker import WorkerProcess, read_topic, send, wait_until
 
@@ -205,6 +208,52 @@ def test_a_worker_without_its_topics_says_what_to_do(broker: EmbeddedBroker, top
     with WorkerProcess(broker.bootstrap, topic_prefix) as worker:
         assert worker.wait() == 1
     assert "streams topics create" in worker.log[-1]
+
+
+def test_more_partitions_than_events_were_counted_in_are_refused_with_what_to_do(
+    broker: EmbeddedBroker, topics: str
+) -> None:
+    with WorkerProcess(broker.bootstrap, topics) as first:
+        send(broker.bootstrap, topics + "renders", (render(n, now_ms()) for n in range(100)))
+        wait_until(lambda: first.totals().get("spring") == (100, 0, 0), "all of it is counted")
+        assert first.terminate()[0] == 0
+    names = [topic.name for topic in all_topics(topics, topics + "impression-streams")]
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    for altered in admin.create_partitions([NewPartitions(name, PARTITIONS + 1) for name in names]).values():
+        altered.result()
+    with WorkerProcess(broker.bootstrap, topics) as second:
+        assert second.wait() == 1
+        told = [line for line in second.log if line.startswith("streams: ")]
+        assert len(told) == 1
+        assert f"{PARTITIONS} partitions, and now there are {PARTITIONS + 1}" in told[0]
+        assert f"streams topics create --partitions {PARTITIONS + 1}" in told[0]
+
+
+def test_a_worker_that_may_remember_no_more_pauses_says_so_and_evicts_nothing(
+    broker: EmbeddedBroker, topics: str
+) -> None:
+    ts, renders = now_ms(), 30_000
+    with WorkerProcess(broker.bootstrap, topics, max_remembered="10000") as small:
+        small.ready()
+        send(broker.bootstrap, topics + "renders", (render(n, ts) for n in range(renders)))
+        send(broker.bootstrap, topics + "renders", (render(n, ts) for n in range(renders)))
+        wait_until(lambda: "STREAMS_MAX_REMEMBERED=10000" in small.get("/readyz")[1], "it says that it is full")
+        time.sleep(2)
+        assert small.get("/readyz")[0] == 503
+        assert small.get("/healthz")[0] == 200
+        held = small.metric("streams_remembered_impressions")
+        assert held is not None
+        assert 10_000 <= held < 10_000 + CHUNK, "no further than the chunk that filled it"
+        assert small.totals()["spring"] == (held, 0, 0)
+        assert small.metric("streams_max_remembered_impressions") == 10_000
+        assert small.terminate()[0] == 0
+    with WorkerProcess(broker.bootstrap, topics) as large:
+        wait_until(lambda: large.totals().get("spring") == (renders, 0, 0), "all of it is counted")
+        wait_until(
+            lambda: large.metric("streams_events_total", topic="renders", outcome="duplicate") == renders,
+            "nothing was forgotten",
+        )
+        large.ready()
 
 
 def test_a_worker_is_alive_before_it_is_ready_and_says_why_it_is_not(broker: EmbeddedBroker, topics: str) -> None:

@@ -106,7 +106,14 @@ async def _work(settings: Settings, campaigns: Campaigns, accept_settings: bool,
 
     loop.add_signal_handler(signal.SIGHUP, reload)
     registry.register(
-        Collector(read, settings.windows, version("impression-streams"), settings.min_sample, settings.max_campaigns)
+        Collector(
+            read,
+            settings.windows,
+            version("impression-streams"),
+            settings.min_sample,
+            settings.max_campaigns,
+            max_remembered=settings.max_remembered,
+        )
     )
     async with Site(settings, registry, read, not_ready) as site:
         log.info("worker started", url=site.url, broker=settings.broker)

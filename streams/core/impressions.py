@@ -143,6 +143,12 @@ class Generation:
         """Number after its newest row."""
         return self.start + len(self.keys)
 
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in memory, with what its columns and tables have in reserve."""
+        columns = (self.keys, self.ts, self.cost, self.born, self.bits, self.which, self.older, self.clicked)
+        return self.table.nbytes + sum(column.__sizeof__() for column in columns)
+
     def has_room(self, rows: int) -> bool:
         """Say whether so many more rows fit: the table is never more than half full."""
         return 2 * (len(self.keys) + rows) <= len(self.table)
@@ -211,6 +217,11 @@ class Impressions:
 
     def __len__(self) -> int:
         return self.end - self.first
+
+    @property
+    def size(self) -> int:
+        """Bytes that the rows and all that finds them take in memory."""
+        return self.recent.__sizeof__() + sum(generation.size for generation in self.generations)
 
     def start_at(self, row: int) -> None:
         """Give the first row of an empty memory this number."""

@@ -252,6 +252,10 @@ class Partition:
         self._added: dict[tuple[str, int], Waiting] = {}
         self._settled: list[tuple[str, int]] = []
 
+    def remembered(self) -> int:
+        """Return how many impressions and waiting events are held: what the memory of a partition grows with."""
+        return len(self.impressions) + sum(self.pending.values())
+
     # --- applying events -------------------------------------------------------------------------------------------
 
     def apply(self, batch: Batch) -> list[Refused]:

@@ -113,6 +113,7 @@ class Worker:
             settings.segments,
             accept_settings,
             accept_loss,
+            settings.max_remembered,
         )
         self.rollup = RollupStage(
             settings.windows_ms,
@@ -255,6 +256,11 @@ class Worker:
             reasons.append("no partitions are assigned")
         elif not self.ready:
             reasons.append("state is being recovered")
+        elif self.qualify.is_full():
+            reasons.append(
+                f"as much is remembered as STREAMS_MAX_REMEMBERED={self.qualify.max_remembered} allows, and input is "
+                "paused: raise it, or start more workers"
+            )
         if monotonic() - self._reached_at > REACHABLE_FOR_S:
             reasons.append("the broker does not answer")
         return reasons

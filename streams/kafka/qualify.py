@@ -48,6 +48,9 @@ LIFT_BEHIND_MS: Final = 30_000
 """How far behind the newest stream time a silent topic is lifted: room for senders that are a little behind."""
 
 
+NO_LIMIT: Final = 1 << 62
+
+
 class JournalError(Exception):
     """A journal that cannot be trusted: the worker must not start on it."""
 
@@ -141,6 +144,7 @@ class Qualify:
         segments: tuple[str, ...] = (),
         accept_settings: bool = False,
         accept_loss: bool = False,
+        max_remembered: int = NO_LIMIT,
     ) -> None:
         self.rules = rules
         self.campaigns = campaigns
@@ -152,6 +156,7 @@ class Qualify:
         self.flow = flow
         self.accept_settings = accept_settings
         self.accept_loss = accept_loss
+        self.max_remembered = max_remembered
         self.outbox = journal.outbox
         self.owned: dict[int, Owned] = {}
         self.newest_elsewhere: Callable[[], int] = lambda: NEVER
@@ -318,7 +323,7 @@ class Qualify:
             return
         owned.advancing = True
         stream_times = {topic: progress.stream_time for topic, progress in owned.state.progress.items()}
-        while self.owned.get(owned.number) is owned:
+        while self.owned.get(owned.number) is owned and not self.is_full():
             chunk = owned.backlog.next(stream_times, lambda topic: self._may_have_more(topic, owned))
             if chunk is None:
                 break
@@ -328,6 +333,10 @@ class Qualify:
                 self.flow.resume(self.prefix + chunk.topic, owned.number)
             await asyncio.sleep(0)
         owned.advancing = False
+
+    def is_full(self) -> bool:
+        """Say whether no more is applied, as more would have to be remembered than is allowed: nothing is evicted."""
+        return sum(owned.state.remembered() for owned in self.owned.values()) >= self.max_remembered
 
     def _may_have_more(self, topic: str, owned: Owned) -> bool:
         """Say whether a topic without a chunk may soon have one. Not for ever: offsets need not all be records."""

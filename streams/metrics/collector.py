@@ -72,12 +72,15 @@ class Collector(BaseCollector):
         version: str,
         min_sample: int = 1,
         max_campaigns: int = 5_000,
+        *,
+        max_remembered: int,
     ) -> None:
         self._read = read
         self._windows = windows
         self._version = version
         self._min_sample = min_sample
         self._max_campaigns = max_campaigns
+        self._max_remembered = max_remembered
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing, so that registering does not read a state that is not there yet."""
@@ -187,6 +190,16 @@ class Collector(BaseCollector):
             "streams_remembered_impressions",
             "Renders that later events may still refer to",
             sum(len(state.impressions) for state in reading.partitions.values()),
+        )
+        yield GaugeMetricFamily(
+            "streams_remembered_bytes",
+            "Memory that they take, with all that finds them",
+            sum(state.impressions.size for state in reading.partitions.values()),
+        )
+        yield GaugeMetricFamily(
+            "streams_max_remembered_impressions",
+            "At so many, with what waits for its render, input is paused",
+            self._max_remembered,
         )
         yield GaugeMetricFamily(
             "streams_partitions_assigned", "Partitions of viewers that this worker owns", len(reading.partitions)
