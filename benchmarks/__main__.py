@@ -1,4 +1,4 @@
-"""`python -m benchmarks job [--json]`: starts its own broker, measures, prints medians and ranges."""
+"""`python -m benchmarks job|recovery [--json]`: starts its own broker, measures, prints medians and ranges."""
 
 import argparse
 import json
@@ -8,27 +8,52 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks import job
+from benchmarks import job, recovery
 from streams.kafka.broker import EmbeddedBroker
 
 
 def main() -> None:
     """Run the benchmark that was asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=["job"])
+    parser.add_argument("name", choices=["job", "recovery"])
     parser.add_argument("--runs", type=int, default=3, help="how often (default 3)")
-    parser.add_argument("--renders", type=int, default=1_000_000, help="impressions in the load (default 1,000,000)")
+    parser.add_argument(
+        "--renders", type=int, help="impressions in the load (default 1,000,000; of a recovery 10,000,000)"
+    )
     parser.add_argument("--partitions", type=int, default=4, help="partitions of every topic (default 4)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
+    {"job": _job, "recovery": _recovery}[options.name](options)
+
+
+def _job(options: argparse.Namespace) -> None:
+    renders = options.renders or 1_000_000
     with tempfile.TemporaryDirectory() as folder, EmbeddedBroker(0, Path(folder)) as broker:
-        pairs = [job.run(broker, f"run{n}-", options.renders, options.partitions) for n in range(options.runs)]
+        pairs = [job.run(broker, f"run{n}-", renders, options.partitions) for n in range(options.runs)]
     workers, floors = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     ratios = [worker.events_per_s / floor.events_per_s for worker, floor in pairs]
     if options.json:
         print(json.dumps(_summary(workers, floors, ratios), indent=2))
     else:
         _show(workers, floors, ratios)
+
+
+def _recovery(options: argparse.Namespace) -> None:
+    renders = options.renders or 10_000_000
+    with tempfile.TemporaryDirectory() as folder, EmbeddedBroker(0, Path(folder)) as broker:
+        runs = [recovery.run(broker, f"run{n}-", renders, options.partitions) for n in range(options.runs)]
+    if options.json:
+        print(json.dumps({"machine": _machine(), "runs": [run._asdict() for run in runs]}, indent=2))
+        return
+    print(_machine())
+    for run in runs:
+        print(
+            f"{run.impressions:,} impressions recovered in {run.seconds:.2f} s, {run.cpu_s:.2f} CPU-s;"
+            f" {run.per_s:,.0f}/s;"
+            f" {run.bytes_each:.1f} bytes each resident, {run.reported_each:.1f} by the worker's own account;"
+            f" stock Faust {run.stock_per_s:,.0f} keys/s, {run.per_s / run.stock_per_s:.0f} times slower;"
+            f" {'exact' if run.exact else 'NOT EXACT'}"
+        )
 
 
 def _summary(workers: list[job.Run], floors: list[job.Run], ratios: list[float]) -> dict[str, object]:

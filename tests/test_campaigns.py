@@ -1,7 +1,6 @@
 """What is agreed for a campaign: what its impressions cost from when on, and how many one viewer should see."""
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from streams.wire.campaigns import CampaignsError, load_campaigns, parse_campaig
 from streams.wire.records import journal_key
 from tests.logs import RULES, T0, TOPICS, Counting, Desk, H, S, click, render, seeded_logs, view
 from tests.runs import Run, assert_same_state, folded
-from tests.test_rules import Journal, inputs
+from tests.test_rules import FLOW, Journal, inputs
 
 NANO = 10**9
 
@@ -161,8 +160,9 @@ def test_at_20_s_only_what_begins_later_may_change(after, rewritten):
 
 
 def worker_on(journal: Journal, campaigns: Campaigns, accept: bool = False) -> Qualify:
-    made = Qualify(RULES[0], "", 0, 1, journal, SimpleNamespace(), campaigns, accept_settings=accept)
-    asyncio.run(made.claim({0}, 1, inputs()))
+    made = Qualify(RULES[0], "", 0, 1, journal, FLOW, campaigns, accept_settings=accept)
+    made.take_over(0, 1)
+    asyncio.run(made.claim(inputs()))
     return made
 
 

@@ -19,7 +19,7 @@ from streams.wire.records import journal_key, journal_position
 from tests.logs import RULES, TOPICS, seeded_logs
 from tests.runs import Run
 from tests.test_properties import THOROUGH
-from tests.test_rules import Journal, inputs
+from tests.test_rules import FLOW, Journal, inputs
 
 # --- the chain --------------------------------------------------------------------------------------------------------
 
@@ -123,10 +123,13 @@ class Owner(Qualify):
         extents: Mapping[TP, Extent] | None = None,
         accept_loss: bool = False,
     ) -> None:
-        flow = SimpleNamespace(heard_at=self._heard_at, end_offset=lambda *_: None, done=lambda *_: None)
+        flow = SimpleNamespace(
+            confirm=FLOW.confirm, heard_at=self._heard_at, end_offset=lambda *_: None, done=lambda *_: None
+        )  # fmt: skip
         super().__init__(rules, "", 0, 1, Table(journal), flow, Campaigns(), accept_loss=accept_loss)
         self.is_member = True
-        asyncio.run(self.claim({0}, generation, extents or inputs()))
+        self.take_over(0, generation)
+        asyncio.run(self.claim(extents or inputs()))
 
     def _heard_at(self) -> float:
         return float("inf") if self.is_member else float("-inf")

@@ -33,6 +33,9 @@ HORIZONS = (
 )  # fmt: skip
 
 
+FLOW = SimpleNamespace(confirm=partial(asyncio.sleep, 0))
+
+
 class Journal(dict[bytes, bytes]):
     """A table of journal records that are delivered as soon as they are written."""
 
@@ -58,8 +61,9 @@ def written(rules: Rules, records: int = 2) -> Journal:
 
 
 def claim(journal: Journal, rules: Rules, accept: bool = False) -> Qualify:
-    made = Qualify(rules, "", 0, 1, journal, SimpleNamespace(), Campaigns(), accept_settings=accept)
-    asyncio.run(made.claim({0}, 1, inputs()))
+    made = Qualify(rules, "", 0, 1, journal, FLOW, Campaigns(), accept_settings=accept)
+    made.take_over(0, 1)
+    asyncio.run(made.claim(inputs()))
     return made
 
 

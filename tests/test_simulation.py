@@ -118,6 +118,9 @@ class Outbox:
         self.random = random
         self.waiting: dict[Place, list[tuple[bytes, bytes | None]]] = defaultdict(list)
 
+    def clear(self) -> None:
+        self.waiting.clear()
+
     def send(self, topic: str, key: bytes, value: bytes | None, *, partition: int | None = None, **_: Any) -> None:
         self.waiting[topic, partition or 0].append((key, value))
 
@@ -131,11 +134,16 @@ class Outbox:
         await Step()
 
 
+class Revoked(Exception):
+    """The partitions that a worker takes over are going already."""
+
+
 class Flow:
     """What the stages ask of the consumer, and where it stands."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, is_member: Callable[[], bool]) -> None:
         self.broker = broker
+        self.is_member = is_member
         self.position: dict[Place, int] = {}
         self.ready: dict[Place, int] = {}
         self.heard = float("-inf")
@@ -157,6 +165,11 @@ class Flow:
     def heard_at(self) -> float:
         return self.heard
 
+    async def confirm(self) -> None:
+        await Step()
+        if not self.is_member():
+            raise Revoked
+
     def fetch(self, place: Place, count: int) -> list[Any]:
         """Return the next records of a topic partition, and move on behind them."""
         records = [one for one in self.broker.logs[place] if one.offset >= self.position[place]][:count]
@@ -177,7 +190,7 @@ class Worker:
         self.clock = clock
         self.generation = 0
         self.is_busy = False
-        self.flow = Flow(broker)
+        self.flow = Flow(broker, lambda: self.generation == broker.generation)
         self.tables = [Table(name, Outbox(broker, random)) for name in (JOURNAL, CAMPAIGNS)]
         journal, campaigns = self.tables
         self.qualify = Qualify(counting.rules, "", 0, broker.partitions, journal, self.flow, Campaigns())
@@ -189,8 +202,12 @@ class Worker:
             while self not in self.broker.members:
                 await Step()
             self.is_busy = True
-            await self._take_over()
-            self.is_busy = False
+            try:
+                await self._take_over()
+            except Revoked:
+                continue
+            finally:
+                self.is_busy = False
             while self._is_member():
                 self.is_busy = True
                 await self.random.choice(self.work)(self)
@@ -216,13 +233,15 @@ class Worker:
         self.flow.heard, self.flow.ready = self.clock(), {}
         inputs = [TP(topic, number) for number in mine for topic in TOPICS]
         extents = {place: Extent(0, self.broker.committed[place]) for place in inputs}
-        for table in self.tables:
-            of_mine = [self.broker.tables[table.name, number] for number in mine]
-            table.content = {key: value for one in of_mine for key, value in one.items()}
-            table.outbox.waiting.clear()
-        await Step()
-        await self.qualify.claim(mine, self.generation, extents)
-        self.rollup.claim(mine, self.generation)
+        self.qualify.release()
+        self.rollup.release()
+        for number in mine:
+            await Step()
+            for table in self.tables:
+                table.content = dict(self.broker.tables[table.name, number])
+            self.rollup.take_over(number, self.generation)
+            self.qualify.take_over(number, self.generation)
+        await self.qualify.claim(extents)
         places = [(topic, number) for topic in (*TOPICS, PARTIALS) for number in mine]
         self.flow.position = {place: self.broker.committed[place] for place in places}
 

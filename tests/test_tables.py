@@ -1,7 +1,7 @@
 """Tables and their recovery: what Kafka holds of what is assigned, and nothing else; and how one is given up."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from aiokafka.errors import KafkaConnectionError
@@ -11,9 +11,10 @@ from streams.core.events import RENDERS
 from streams.kafka import tables as module
 from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.tables import Tables
+from streams.kafka.topics import NoBrokerError
 from streams.kafka.transport import Extent
 from tests.conftest import create_topics
-from tests.test_transport import PARTITIONS, worker
+from tests.test_transport import PARTITIONS, record, worker
 
 
 def key(partition: int, name: bytes) -> bytes:
@@ -44,12 +45,15 @@ async def test_a_recovery_reads_what_kafka_holds_of_the_partitions_that_are_assi
         campaigns[key(1, b"row")] = b"value"
         await journal.outbox.flush()
         await campaigns.outbox.flush()
-        contents = await made._tables._contents({1})
+        contents = {number: content async for number, content in made._tables._contents({0, 1})}
     finally:
         await made._app.producer.stop()
     assert contents == {
-        journal.changelog_topic_name: {key(1, b"kept"): b"new"},
-        campaigns.changelog_topic_name: {key(1, b"row"): b"value"},
+        0: {journal.changelog_topic_name: {key(0, b"kept"): b"new"}, campaigns.changelog_topic_name: {}},
+        1: {
+            journal.changelog_topic_name: {key(1, b"kept"): b"new"},
+            campaigns.changelog_topic_name: {key(1, b"row"): b"value"},
+        },
     }
 
 
@@ -60,20 +64,27 @@ class Recovering:
         self.worker = worker()
         self.tables: Tables = self.worker._tables
         self.answers = asyncio.Event()
-        self.claims: list[set[TP]] = []
+        self.taken: list[int] = []
+        self.claims: list[list[int]] = []
         self.found: dict[str, dict[bytes, bytes]] = {name: {} for name in self.tables.changelog_topics}
-        self.tables._read = self._read  # type: ignore[method-assign]
+        self.tables._extents = self._extents  # type: ignore[method-assign]
+        self.tables._contents = self._contents  # type: ignore[method-assign]
+        self.tables.take_over = self.taken.append
         self.tables.claim = self._claim
         self.worker._consumer.assignment = set
         self.worker._consumer.perform_seek = self._nothing
         self.worker._app._fetcher.maybe_start = self._nothing
 
-    async def _read(self, assigned: set[TP]) -> tuple[Mapping[TP, Extent], dict[str, dict[bytes, bytes]]]:
-        await self.answers.wait()
-        return {}, self.found
+    async def _extents(self, assigned: set[TP]) -> Mapping[TP, Extent]:
+        return {}
 
-    async def _claim(self, assigned: set[TP], extents: Mapping[TP, Extent]) -> None:
-        self.claims.append(assigned)
+    async def _contents(self, numbers: Iterable[int]) -> AsyncIterator[tuple[int, dict[str, dict[bytes, bytes]]]]:
+        for number in sorted(numbers):
+            await self.answers.wait()
+            yield number, self.found
+
+    async def _claim(self, extents: Mapping[TP, Extent]) -> None:
+        self.claims.append(list(self.taken))
 
     async def _nothing(self) -> None:
         pass
@@ -89,10 +100,10 @@ class Recovering:
 
 async def test_a_recovery_claims_what_is_assigned_and_then_lets_records_flow() -> None:
     recovering = Recovering()
-    await recovering.assign(0)
+    await recovering.assign(0, 1)
     assert (recovering.worker.ready, recovering.worker._consumer.flow_active) == (False, False)
     await recovering.answer()
-    assert recovering.claims == [{TP(RENDERS, 0)}]
+    assert recovering.claims == [[0, 1]]
     assert (recovering.worker.ready, recovering.worker._consumer.flow_active) == (True, True)
 
 
@@ -121,7 +132,7 @@ async def test_an_assignment_replaces_the_recovery_of_the_one_before_it() -> Non
     await recovering.assign(0)
     await recovering.assign(1)
     await recovering.answer()
-    assert recovering.claims == [{TP(RENDERS, 1)}]
+    assert recovering.claims == [[1]]
 
 
 async def test_partitions_that_are_revoked_give_the_recovery_up() -> None:
@@ -140,10 +151,47 @@ async def test_a_worker_that_stops_gives_the_recovery_up() -> None:
     assert (recovering.claims, recovering.worker.ready) == ([], False)
 
 
-async def test_a_recovery_tries_again_until_the_broker_answers(monkeypatch: Any) -> None:
+async def test_what_of_a_claim_was_not_sent_when_a_recovery_was_given_up_is_never_sent() -> None:
+    recovering = Recovering()
+    journal = recovering.worker.qualify.journal
+    journal[key(0, b"claim of the last generation")] = b"x"
+    await recovering.assign(0)
+    assert not journal.outbox._waiting
+
+
+async def test_a_recovery_tries_again_where_it_was_until_the_broker_answers(monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "_AGAIN_S", 0)
-    made = worker()
-    asked: list[set[TP]] = []
+    made, read = worker(), list[int]()
+
+    class Broken:
+        """A reader that loses its broker at every second look."""
+
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        async def __aenter__(self) -> "Broken":
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def records(self, numbers: set[int]) -> AsyncIterator[tuple[str, int, list[Any]]]:
+            (number,) = numbers
+            read.append(number)
+            if len(read) % 2:
+                raise NoBrokerError("gone")
+            for name in made._tables.changelog_topics:
+                yield name, number, [record(name, number, 0, key=b"k", value=b"%d" % number)]
+
+    monkeypatch.setattr(module, "Reader", Broken)
+    found = {number: content async for number, content in made._tables._contents({0, 1, 2})}
+    assert found == {n: {name: {b"k": b"%d" % n} for name in made._tables.changelog_topics} for n in range(3)}
+    assert read == [0, 0, 1, 1, 2, 2]
+
+
+async def test_extents_are_asked_for_until_the_broker_answers(monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "_AGAIN_S", 0)
+    made, asked = worker(), list[set[TP]]()
 
     async def extents(places: set[TP]) -> Mapping[TP, Extent]:
         asked.append(places)
@@ -152,10 +200,7 @@ async def test_a_recovery_tries_again_until_the_broker_answers(monkeypatch: Any)
         return {TP(RENDERS, 0): Extent(5, 7)}
 
     made._consumer.extents = extents  # type: ignore[method-assign]
-    assert await made._tables._read(set()) == (
-        {TP(RENDERS, 0): Extent(5, 7)},
-        {name: {} for name in made._tables.changelog_topics},
-    )
+    assert await made._tables._extents({TP(RENDERS, 0)}) == {TP(RENDERS, 0): Extent(5, 7)}
 
 
 async def test_an_error_in_a_claim_ends_the_worker() -> None:

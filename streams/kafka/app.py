@@ -7,7 +7,7 @@ Whatever goes wrong in an agent or a commit ends the worker, before any offset i
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
@@ -19,12 +19,12 @@ from faust.types import TP
 from mode import CrashingSupervisor
 
 from streams.core.campaigns import Campaigns
-from streams.core.events import RENDERS, TOPICS
+from streams.core.events import TOPICS
 from streams.kafka.qualify import JournalError, Qualify, partitions_changed
 from streams.kafka.rollup import RollupStage
 from streams.kafka.tables import Outbox, PartitionTable, Tables
 from streams.kafka.topics import CAMPAIGNS, JOURNAL, PARTIALS
-from streams.kafka.transport import BatchSchema, Consumer, Extent
+from streams.kafka.transport import BatchSchema, Consumer
 from streams.settings import Settings
 
 ROLLUP_COMMIT_S: Final = 1.0
@@ -127,8 +127,9 @@ class Worker:
         self._add_agents()
         self._tables: Tables = self._app.tables
         self._tables.broker = settings.broker
-        self._tables.check = self._check_partitions
-        self._tables.claim = self._claim
+        self._tables.begin = self._begin
+        self._tables.take_over = self._take_over
+        self._tables.claim = self.qualify.claim
         self._reached_at = float("-inf")
 
     def _table(self, name: str, partitions: int) -> PartitionTable:
@@ -218,22 +219,24 @@ class Worker:
 
     # --- partitions --------------------------------------------------------------------------------------------------
 
-    def _check_partitions(self, assigned: set[TP]) -> None:
+    def _begin(self, assigned: set[TP]) -> None:
         """Refuse partitions that were not there when this worker started. Raises JournalError."""
         before, now = self._partitions, max((tp.partition + 1 for tp in assigned), default=0)
         if now > before:
             raise JournalError(partitions_changed(before, now))
+        self._release()
 
-    async def _claim(self, assigned: set[TP], extents: Mapping[TP, Extent]) -> None:
-        renders, partials = self._settings.topic(RENDERS), self._settings.topic(PARTIALS)
-        generation = self._app.consumer_generation_id
-        numbers = {tp.partition for tp in assigned if tp.topic == renders}
-        self.rollup.claim({tp.partition for tp in assigned if tp.topic == partials}, generation)
-        await self.qualify.claim(numbers, generation, extents)
+    def _take_over(self, number: int) -> None:
+        """Both stages own the same numbers: Faust assigns those together to one worker."""
+        self.rollup.take_over(number, self._app.consumer_generation_id)
+        self.qualify.take_over(number, self._app.consumer_generation_id)
 
     async def _drain_stages(self) -> None:
         await self.qualify.drain()
         await self.rollup.commit()
+        self._release()
+
+    def _release(self) -> None:
         self.qualify.release()
         self.rollup.release()
 

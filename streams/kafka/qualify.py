@@ -159,32 +159,38 @@ class Qualify:
         self.max_remembered = max_remembered
         self.outbox = journal.outbox
         self.owned: dict[int, Owned] = {}
+        self._new: set[int] = set()
+        """Those of them that had no journal."""
         self.newest_elsewhere: Callable[[], int] = lambda: NEVER
         """Return the largest stream time that other workers' partitions have told of."""
         self._committing = asyncio.Lock()
 
     # --- owning partitions ---------------------------------------------------------------------------------------
 
-    async def claim(self, numbers: Iterable[int], generation: int, extents: Mapping[TP, Extent]) -> None:
-        """Take partitions over: fold the journal of each into its state, then write a claim. Raises JournalError.
+    def take_over(self, number: int, generation: int) -> None:
+        """Take a partition over: fold its journal, which the table holds now. Raises JournalError.
 
         `generation` is the consumer group's: what an owner of an earlier one still writes after the claim is void.
-        `extents` are those of the inputs, asked for before the journal was read.
         """
-        journals: dict[int, dict[Position, bytes]] = {number: {} for number in sorted(numbers)}
-        for key, value in self.journal.take().items():
-            number, position = journal_position(key)
-            if number in journals:
-                journals[number][position] = value
-        new = {number for number, journal in journals.items() if not journal}
-        # A journal is as large as the state that it gives: it is dropped when that is there.
-        self.owned = {number: self._claimed(number, journals.pop(number), generation) for number in list(journals)}
-        self._check_inputs(extents, new)
+        journal = {journal_position(key)[1]: value for key, value in self.journal.take().items()}
+        self.owned[number] = self._taken_over(number, journal, generation)
+        if not journal:
+            self._new.add(number)
+
+    async def claim(self, extents: Mapping[TP, Extent]) -> None:
+        """Write the claims of what was taken over; from then on it is owned. Raises JournalError.
+
+        `extents` are those of the inputs, asked for before the journals were read. And only who is a member still when
+        they have been read knows that no later owner wrote them: or else its epoch, larger than any that it read, would
+        void what the owner writes.
+        """
+        self._check_inputs(extents)
+        await self.flow.confirm()
         reached("claim")
         await self.outbox.flush()
         reached("claimed")
 
-    def _check_inputs(self, extents: Mapping[TP, Extent], new: set[int]) -> None:
+    def _check_inputs(self, extents: Mapping[TP, Extent]) -> None:
         """Refuse inputs that do not go on where the journal ends; those of new partitions begin anywhere.
 
         Raises JournalError.
@@ -194,7 +200,7 @@ class Qualify:
             fence = self.owned[place.partition].state.progress[topic].fence
             begin, committed = extents[place]
             lost = ""
-            if begin > fence and place.partition not in new:
+            if begin > fence and place.partition not in self._new:
                 lost = f"what came before {begin} was deleted by the topic's retention"
             elif committed > fence:
                 lost = f"{committed} is committed, so records of the journal are gone"
@@ -204,7 +210,7 @@ class Qualify:
                     "cannot be counted. To go on without them: streams worker --accept-loss"
                 )
 
-    def _claimed(self, number: int, journal: dict[Position, bytes], generation: int) -> Owned:
+    def _taken_over(self, number: int, journal: dict[Position, bytes], generation: int) -> Owned:
         try:
             claims = {position: decode_claim(value) for position, value in journal.items() if is_claim(value)}
             held = chain(claims, journal.keys() - claims.keys())
@@ -294,8 +300,9 @@ class Qualify:
             )
 
     def release(self) -> None:
-        """Forget all partitions: their state lives on in the journal."""
-        self.owned = {}
+        """Forget all partitions, and claims that were not written: their state lives on in the journal."""
+        self.owned, self._new = {}, set()
+        self.outbox.clear()
 
     # --- applying ------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ twice changes nothing; so rows may be written far less often than gauges change.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from time import monotonic
 from typing import Any
 
@@ -65,24 +65,21 @@ class RollupStage:
         self._committed: dict[int, int] = {}
         self._committing = asyncio.Lock()
 
-    def claim(self, numbers: Iterable[int], generation: int) -> None:
-        """Take partitions over: load the rows of each, and write from now on as another owner. Raises TableError."""
-        self.owned = {number: Rollup(self.windows_ms, self.campaigns, self.ttl_ms) for number in sorted(numbers)}
-        rows: dict[int, list[tuple[RowKey, Row]]] = {number: [] for number in self.owned}
-        epochs = dict.fromkeys(self.owned, 0)
-        self._written = {number: {} for number in self.owned}
+    def take_over(self, number: int, generation: int) -> None:
+        """Take a partition over: load its rows, which the table holds now. Raises TableError."""
+        rows: list[tuple[RowKey, Row]] = []
+        newest, written = 0, dict[RowKey, set[bytes]]()
         for data, value in self.table.take().items():
-            number, epoch, key = decode_row_key(data)
-            if number in rows:
-                epochs[number] = max(epochs[number], epoch)
-                self._written[number].setdefault(key, set()).add(data)
-                try:
-                    rows[number].append((key, decode_row(value)))
-                except RecordError as error:
-                    raise TableError(f"row {number}/{key}: {error}") from None
-        self._epochs = {number: next_epoch(epoch, generation) for number, epoch in epochs.items()}
-        for number, rollup in self.owned.items():
-            rollup.load(rows[number])
+            _, epoch, key = decode_row_key(data)
+            newest = max(newest, epoch)
+            written.setdefault(key, set()).add(data)
+            try:
+                rows.append((key, decode_row(value)))
+            except RecordError as error:
+                raise TableError(f"row {number}/{key}: {error}") from None
+        self._epochs[number], self._written[number] = next_epoch(newest, generation), written
+        self.owned[number] = Rollup(self.windows_ms, self.campaigns, self.ttl_ms)
+        self.owned[number].load(rows)
 
     def change_campaigns(self, campaigns: Campaigns) -> None:
         """Let another file of campaigns hold from now on."""
@@ -93,6 +90,7 @@ class RollupStage:
     def release(self) -> None:
         """Forget all partitions: their state lives on in the table and the partials."""
         self.owned, self.positions, self._committed = {}, {}, {}
+        self.outbox.clear()
 
     async def run(self, events: AsyncIterator[Any]) -> None:
         """Apply partials as they come. One that cannot be read ends the worker: guessing would be miscounting."""

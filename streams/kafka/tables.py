@@ -11,7 +11,8 @@ Law: what a recovery gives is what Kafka holds of the partitions that are assign
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
 from time import monotonic
 from typing import Any, Final
 
@@ -49,6 +50,10 @@ class Outbox:
     ) -> None:
         """Put a record in the box. Without a partition, Kafka's default partitioner chooses one by the key."""
         self._waiting.append((topic, key, value, partition, headers))
+
+    def clear(self) -> None:
+        """Forget what is in the box."""
+        self._waiting = []
 
     async def flush(self) -> None:
         """Send what is in the box and wait until it is delivered. Raises if anything was not."""
@@ -100,11 +105,14 @@ class Tables(TableManager):
     broker: str
     """Addresses of the brokers that hold the changelogs."""
 
-    check: Callable[[set[TP]], None]
+    begin: Callable[[set[TP]], None]
     """Called with what is assigned; raises why that cannot be taken over."""
 
-    claim: Callable[[set[TP], Mapping[TP, Extent]], Awaitable[None]]
-    """Called when the tables hold what Kafka holds, with what is assigned and the extents of it: it is taken over."""
+    take_over: Callable[[int], None]
+    """Called with each partition number when the tables hold what Kafka holds of it."""
+
+    claim: Callable[[Mapping[TP, Extent]], Awaitable[None]]
+    """Called when all are taken over, with the extents of what is assigned."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -141,12 +149,18 @@ class Tables(TableManager):
         app: Any = self.app
         consumer: Consumer = app.consumer
         consumer.stop_flow()
-        self.check(assigned)
+        self.begin(assigned)
         await app.producer.flush()  # what this worker itself has sent is to be read too
-        extents, contents = await self._read(assigned)
-        for topic, content in contents.items():
-            self._changelogs[topic].recovered(content)
-        await self.claim(assigned, extents)
+        # Asked for before any journal is read, so that none can be behind what is committed, not even that of a worker
+        # that is no longer the owner.
+        extents = await self._extents(assigned)
+        async with aclosing(self._contents({tp.partition for tp in assigned})) as found:
+            async for number, contents in found:
+                for topic, content in contents.items():
+                    self._changelogs[topic].recovered(content)
+                del content, contents  # as large as the state that it gives: it goes when that is there
+                self.take_over(number)
+        await self.claim(extents)
         self.recovery_seconds = monotonic() - since
         consumer.resume_partitions(assigned)
         if assigned:
@@ -159,27 +173,35 @@ class Tables(TableManager):
         self.on_standbys_ready()
         app.on_rebalance_end()
 
-    async def _read(self, assigned: set[TP]) -> tuple[Mapping[TP, Extent], dict[str, dict[bytes, bytes]]]:
-        """Return the extents of what is assigned and, per changelog, its content; however long the broker is away.
-
-        The extents are asked for first, so that no journal can be behind what is committed, not even that of a worker
-        that is no longer the owner.
-        """
+    async def _extents(self, assigned: set[TP]) -> Mapping[TP, Extent]:
         while True:
             try:
-                extents = await self.app.consumer.extents(assigned)
-                return extents, await self._contents({tp.partition for tp in assigned})
-            except (KafkaError, TopicsError) as error:
-                self.log.warning("State cannot be recovered yet: %r", error)
-                await asyncio.sleep(_AGAIN_S)
+                return await self.app.consumer.extents(assigned)  # type: ignore[no-any-return]
+            except KafkaError as error:
+                await self._wait(error)
 
-    async def _contents(self, numbers: Collection[int]) -> dict[str, dict[bytes, bytes]]:
-        contents: dict[str, dict[bytes, bytes]] = {topic: {} for topic in self._changelogs}
-        if numbers:
-            async with Reader(self.broker, "", tuple(contents)) as reader:
-                async for topic, _, records in reader.records(numbers):
-                    _apply(records, contents[topic])
-        return contents
+    async def _contents(self, numbers: Iterable[int]) -> AsyncGenerator[tuple[int, dict[str, dict[bytes, bytes]]]]:
+        """Yield each number with what its partition of each changelog holds, however long the broker is away."""
+        left = sorted(numbers, reverse=True)
+        while left:
+            try:
+                async with Reader(self.broker, "", tuple(self._changelogs)) as reader:
+                    while left:
+                        yield left[-1], await _content(reader, left[-1], self._changelogs)
+                        left.pop()
+            except (KafkaError, TopicsError) as error:
+                await self._wait(error)
+
+    async def _wait(self, error: Exception) -> None:
+        self.log.warning("State cannot be recovered yet: %r", error)
+        await asyncio.sleep(_AGAIN_S)
+
+
+async def _content(reader: Reader, number: int, topics: Iterable[str]) -> dict[str, dict[bytes, bytes]]:
+    contents: dict[str, dict[bytes, bytes]] = {topic: {} for topic in topics}
+    async for topic, _, records in reader.records({number}):
+        _apply(records, contents[topic])
+    return contents
 
 
 def _apply(records: Iterable[Any], content: dict[bytes, bytes]) -> None:

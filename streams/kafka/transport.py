@@ -32,6 +32,7 @@ from faust.types.tuples import ConsumerMessage
 FETCH_WAIT_MS = 50
 
 _LEASE_TICK_S = 0.05
+_ASK_AGAIN_S = 0.5
 
 _FOREVER_S = 1e9
 
@@ -83,6 +84,9 @@ class Flow(Protocol):
 
         Whatever was delivered before that, was delivered by the owner of its partitions.
         """
+
+    async def confirm(self) -> None:
+        """Wait until the group has answered a heartbeat, sent from now on, as one of a member of this generation."""
 
 
 class BatchSchema(faust.Schema):
@@ -173,6 +177,15 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         if unread:
             await consumer.seek_to_beginning(*unread)
         return committed
+
+    async def is_member(self, generation: int) -> bool:
+        """Ask the group now whether this worker is a member of a generation; False too if nobody answers."""
+        return await self.call_thread(self._is_member, generation)  # type: ignore[no-any-return]
+
+    async def _is_member(self, generation: int) -> bool:
+        coordinator = self._ensure_consumer()._coordinator  # noqa: SLF001
+        is_member: bool = coordinator.generation == generation and await coordinator._do_heartbeat()  # noqa: SLF001
+        return is_member and coordinator.generation == generation
 
     async def extents(self, places: Iterable[TP]) -> dict[TP, "Extent"]:
         """Return where topic partitions begin and what is committed of them."""
@@ -319,6 +332,11 @@ class Consumer(driver.Consumer):
     async def extents(self, places: Iterable[TP]) -> Mapping[TP, Extent]:
         """Return where topic partitions begin and what is committed of them."""
         return await self._thread.extents(places)  # type: ignore[no-any-return]
+
+    async def confirm(self) -> None:
+        """Wait until the group has answered a heartbeat, sent from now on, as one of a member of this generation."""
+        while not await self._thread.is_member(self.app.consumer_generation_id):
+            await asyncio.sleep(_ASK_AGAIN_S)
 
     def heard_at(self) -> float:
         """Return when the newest heartbeat was sent that the group answered as one of this member."""
