@@ -11,8 +11,9 @@ Law: what a recovery gives is what Kafka holds of the partitions that are assign
 """
 
 import asyncio
+import ctypes
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from time import monotonic
 from typing import Any, Final
 
@@ -160,6 +161,7 @@ class Tables(TableManager):
                     self._changelogs[topic].recovered(content)
                 del content, contents  # as large as the state that it gives: it goes when that is there
                 self.take_over(number)
+        _give_back()
         await self.claim(extents)
         self.recovery_seconds = monotonic() - since
         consumer.resume_partitions(assigned)
@@ -195,6 +197,12 @@ class Tables(TableManager):
     async def _wait(self, error: Exception) -> None:
         self.log.warning("State cannot be recovered yet: %r", error)
         await asyncio.sleep(_AGAIN_S)
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: glibc would keep what the journals took, a sixth of what is resident."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 async def _content(reader: Reader, number: int, topics: Iterable[str]) -> dict[str, dict[bytes, bytes]]:
