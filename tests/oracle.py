@@ -109,6 +109,8 @@ class _Reading:
     def __init__(self, contract: Contract) -> None:
         self.contract = contract
         self.seen: list[Seen] = []
+        self.by_identity: dict[tuple[str, str], list[Seen]] = defaultdict(list)
+        self.by_place: dict[tuple[Any, ...], list[Seen]] = defaultdict(list)
         self.result = Answer({}, defaultdict(lambda: dict.fromkeys(FIGURES, 0)), {})
 
     def read(self, logs: Logs) -> Answer:
@@ -137,11 +139,13 @@ class _Reading:
     # --- renders ---
 
     def render(self, event: Event) -> str:
-        if any(self.same(event, seen) for seen in self.seen):
+        if any(self.same(event, seen) for seen in self.by_identity[identity(event)]):
             return "duplicate"
         outcome = self.quality(event)
         seen = self.priced(event, outcome)
         self.seen.append(seen)
+        self.by_identity[identity(event)].append(seen)
+        self.by_place[place(event)].append(seen)
         if outcome in ("counted", "invalid_traffic"):
             self.add(seen, gross=1)
         if outcome == "counted":
@@ -176,8 +180,7 @@ class _Reading:
         return sum(whose(one) == whose(seen) for one in counted) > impressions
 
     def same(self, event: Event, seen: Seen) -> bool:
-        apart = abs(event["ts"] - seen.event["ts"])
-        return identity(event) == identity(seen.event) and apart <= self.contract.dedup
+        return abs(event["ts"] - seen.event["ts"]) <= self.contract.dedup
 
     def quality(self, event: Event) -> str:
         """Rules 5 and 6."""
@@ -195,12 +198,12 @@ class _Reading:
         if not known or behind > contract.refresh_slack:
             self.result.unchecked_refreshes += 1
             return "counted"
-        return "refresh" if any(self.refreshes(event, seen) for seen in self.seen) else "counted"
+        return "refresh" if any(self.refreshes(event, seen) for seen in self.by_place[place(event)]) else "counted"
 
     def refreshes(self, event: Event, seen: Seen) -> bool:
         assert self.contract.refresh is not None
         near = abs(event["ts"] - seen.event["ts"]) < self.contract.refresh
-        return seen.outcome == "counted" and near and place(event) == place(seen.event)
+        return seen.outcome == "counted" and near
 
     # --- views and clicks ---
 
@@ -243,9 +246,8 @@ class _Reading:
 
     def render_of(self, event: Event) -> Seen | None:
         """The first non-duplicate render in partition order whose window holds the event."""
-        for seen in self.seen:
-            after = event["ts"] - seen.event["ts"]
-            if identity(event) == identity(seen.event) and -self.contract.early <= after <= self.contract.horizon:
+        for seen in self.by_identity[identity(event)]:
+            if -self.contract.early <= event["ts"] - seen.event["ts"] <= self.contract.horizon:
                 return seen
         return None
 

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from benchmarks.journal import preload
 from streams.cli.demo import observed
 from streams.core.events import TOPICS
 from streams.core.money import nano_of
@@ -25,8 +27,9 @@ from streams.kafka.topics import PARTIALS
 from streams.sources.truth import FIGURES
 from streams.wire.records import decode_partial
 from tests.conftest import create_topics
-from tests.test_worker import PARTITIONS, topics  # noqa: F401
-from tests.worker import WorkerProcess, read_topic, wait_until
+from tests.recount import assert_as_recounted
+from tests.test_worker import PARTITIONS, now_ms, render, topics  # noqa: F401
+from tests.worker import WorkerProcess, read_topic, send, wait_until
 
 KILLS = int(os.environ.get("STREAMS_TEST_KILLS", "20"))
 GOES_ON_S = 10.0
@@ -126,7 +129,10 @@ def test_a_worker_that_dies_at_any_step_three_times_each_loses_and_doubles_nothi
                 assert doomed.wait() == -signal.SIGKILL, (death, doomed.log)
         with WorkerProcess(broker.bootstrap, topics, **SESSION) as heir:
             heir.ready()
-            assert_settles(running.stop(), heir)
+            truth = running.stop()
+            assert_settles(truth, heir)
+            assert heir.terminate()[0] == 0
+    assert_as_recounted(broker.bootstrap, topics, PARTITIONS, truth)
 
 
 def test_a_worker_killed_again_and_again_under_full_load_goes_on_within_10_s_each_time(
@@ -150,7 +156,68 @@ def test_a_worker_killed_again_and_again_under_full_load_goes_on_within_10_s_eac
     with WorkerProcess(broker.bootstrap, topics, **SESSION) as heir:
         heir.ready()
         assert_settles(truth, heir)
+        assert heir.terminate()[0] == 0
     assert max(pauses) < GOES_ON_S, pauses
+    assert_as_recounted(broker.bootstrap, topics, PARTITIONS, truth)
+
+
+def test_sigterm_and_sigint_under_full_load_end_a_worker_in_order_within_10_s(
+    broker: EmbeddedBroker, topics: str, tmp_path: Path  # noqa: F811
+) -> None:
+    with load(broker, topics, tmp_path, rate=10_000) as running:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            with WorkerProcess(broker.bootstrap, topics, **SESSION) as worker:
+                worker.ready()
+                before = consumed(worker)
+                wait_until(lambda w=worker, b=before: consumed(w) > b and left(w) > 0, "it has work")  # type: ignore[misc]
+                began = time.monotonic()
+                worker.signal(number)
+                assert worker.wait() == 0, worker.log[-9:]
+                assert time.monotonic() - began < GOES_ON_S
+        truth = running.stop()
+    with WorkerProcess(broker.bootstrap, topics, **SESSION) as heir:
+        heir.ready()
+        assert_settles(truth, heir)
+
+
+PRELOADED = 5_000_000
+REMEMBERS_S = 20.0
+
+
+def test_a_worker_that_is_killed_with_5_million_remembered_impressions_counts_again_within_20_s(
+    broker: EmbeddedBroker, topics: str  # noqa: F811
+) -> None:
+    preload(broker.bootstrap, topics, PRELOADED, PARTITIONS)
+    sent, stop = [0], threading.Event()
+
+    def a_thousand_a_second() -> Iterator[tuple[str, dict[str, Any]]]:
+        while not stop.wait(0.05):
+            for _ in range(50):
+                yield render(sent[0], now_ms())
+                sent[0] += 1
+
+    sender = threading.Thread(target=send, args=(broker.bootstrap, topics + "renders", a_thousand_a_second()))
+    sender.start()
+    try:
+        with WorkerProcess(broker.bootstrap, topics, **SESSION) as doomed:
+            wait_until(lambda: (doomed.metric("streams_remembered_impressions") or 0) > PRELOADED, "all is remembered")
+            before = consumed(doomed)
+            doomed.kill()
+        began = time.monotonic()
+        with WorkerProcess(broker.bootstrap, topics, **SESSION) as heir:
+            wait_until(lambda: consumed(heir) > before, "counting goes on")
+            seconds = time.monotonic() - began
+            stop.set()
+            sender.join()
+            wait_until(lambda: heir.totals().get("spring") == (sent[0], 0, 0), "all of it is counted")
+            served = sum(figures[0] for name, figures in heir.totals().items() if name != "spring")
+            assert served == PRELOADED
+            assert heir.terminate()[0] == 0
+    finally:
+        stop.set()
+        sender.join()
+    print(f"killed with {PRELOADED:,} remembered: counting went on after {seconds:.1f} s")
+    assert seconds < REMEMBERS_S
 
 
 def test_a_worker_that_slept_through_its_session_writes_nothing_when_it_wakes_up(
@@ -224,6 +291,7 @@ def test_20_rounds_of_workers_that_join_leave_and_die_leave_one_owner_of_everyth
         assert_settles(truth, *workers)
         assert is_settled()
         assert all(worker.terminate()[0] == 0 for worker in workers)
+        assert_as_recounted(broker.bootstrap, topic_prefix, partitions, truth)
     finally:
         for worker in workers:
             worker.kill()

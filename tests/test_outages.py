@@ -33,6 +33,10 @@ def loaded(broker: EmbeddedBroker, folder: Path, events: int = EVENTS) -> dict[s
     return told
 
 
+def sent(truth: dict[str, Any]) -> int:
+    return sum(one["sent"] for one in truth["events"].values())
+
+
 def is_ready(worker: WorkerProcess) -> bool:
     return worker.get("/readyz")[0] == 200
 
@@ -73,7 +77,10 @@ def test_a_broker_that_stops_and_comes_back_costs_nothing_but_time(tmp_path: Pat
     with broker:
         truth = loaded(broker, tmp_path)
         worker = WorkerProcess(broker.bootstrap, "").__enter__()
-        wait_until(lambda: consumed(worker) > EVENTS // 10, "it is at work")
+        wait_until(lambda: consumed(worker) > 0, "it is at work")
+        began, first = time.monotonic(), consumed(worker)
+        wait_until(lambda: consumed(worker) > first + EVENTS // 10, "it is at work")
+        rate = (consumed(worker) - first) / (time.monotonic() - began)
     with worker:
         since = time.monotonic()
         wait_until(lambda: says_why(worker, SILENCE), "it says that the broker is gone")
@@ -82,7 +89,11 @@ def test_a_broker_that_stops_and_comes_back_costs_nothing_but_time(tmp_path: Pat
         before = consumed(worker)
         assert before < EVENTS, "work was left when the broker stopped"
         with broker:
-            assert_goes_on(worker, time.monotonic(), before)
+            back = time.monotonic()
+            assert_goes_on(worker, back, before)
+            wait_until(lambda: consumed(worker) == sent(truth), "all is counted")
+            seconds, at_that_rate = time.monotonic() - back, (sent(truth) - before) / rate
+            assert seconds < GOES_ON_S + 3 * at_that_rate, "it does not come back to its rate"
             assert_settles(truth, worker)
             assert len(worker.log) < 30 * away_s, "it does not flood the log"
             assert worker.terminate()[0] == 0

@@ -396,7 +396,8 @@ class Qualify:
             return bool(commits)
 
     def _is_due(self, owned: Owned) -> bool:
-        return owned.changed or not owned.claimed or owned.idle != self._is_idle(owned)
+        can_forget = owned.confirmed > owned.state.bound
+        return owned.changed or not owned.claimed or can_forget or owned.idle != self._is_idle(owned)
 
     def _is_idle(self, owned: Owned) -> bool:
         quiet_s = monotonic() - owned.consumed_at[RENDERS]
