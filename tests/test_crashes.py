@@ -236,7 +236,10 @@ def test_a_worker_that_slept_through_its_session_writes_nothing_when_it_wakes_up
             old.signal(signal.SIGCONT)
             assert old.wait() == 1
             assert any("others may own its partitions" in line for line in old.log), old.log[-5:]
-            assert_settles(running.stop(), new)
+            truth = running.stop()
+            assert_settles(truth, new)
+            assert new.terminate()[0] == 0
+    assert_as_recounted(broker.bootstrap, topics, PARTITIONS, truth)
     epochs: dict[tuple[int, int], int] = {}
     for record in sorted(read_topic(broker.bootstrap, topics + PARTIALS, PARTITIONS), key=place):
         partial = decode_partial(record.value())

@@ -13,6 +13,7 @@ import pytest
 from streams.kafka.broker import EmbeddedBroker
 from tests.conftest import create_topics
 from tests.proxy import Proxy
+from tests.recount import assert_as_recounted
 from tests.test_crashes import assert_settles, consumed
 from tests.test_worker import PARTITIONS
 from tests.worker import WorkerProcess, wait_until
@@ -97,6 +98,7 @@ def test_a_broker_that_stops_and_comes_back_costs_nothing_but_time(tmp_path: Pat
             assert_settles(truth, worker)
             assert len(worker.log) < 30 * away_s, "it does not flood the log"
             assert worker.terminate()[0] == 0
+            assert_as_recounted(broker.bootstrap, "", PARTITIONS, truth)
 
 
 def test_a_worker_that_is_told_to_stop_while_the_broker_is_gone_ends_in_10_s_and_loses_nothing(tmp_path: Path) -> None:
@@ -112,6 +114,8 @@ def test_a_worker_that_is_told_to_stop_while_the_broker_is_gone_ends_in_10_s_and
     with broker, WorkerProcess(broker.bootstrap, "") as heir:
         heir.ready()
         assert_settles(truth, heir)
+        assert heir.terminate()[0] == 0
+        assert_as_recounted(broker.bootstrap, "", PARTITIONS, truth)
 
 
 def test_connections_that_are_slow_cut_and_refused_for_a_while_lose_and_double_nothing(tmp_path: Path) -> None:
@@ -136,6 +140,7 @@ def test_connections_that_are_slow_cut_and_refused_for_a_while_lose_and_double_n
             proxy.delay_s = 0
             assert_settles(truth, worker)
             assert worker.terminate()[0] == 0
+        assert_as_recounted(f"127.0.0.1:{proxy.port}", "", PARTITIONS, truth)
 
 
 def test_a_worker_that_is_cut_off_for_longer_than_its_session_ends_with_one_line_and_another_one_goes_on(
@@ -156,3 +161,5 @@ def test_a_worker_that_is_cut_off_for_longer_than_its_session_ends_with_one_line
         with WorkerProcess(f"127.0.0.1:{proxy.port}", "") as heir:
             heir.ready()
             assert_settles(truth, heir)
+            assert heir.terminate()[0] == 0
+        assert_as_recounted(f"127.0.0.1:{proxy.port}", "", PARTITIONS, truth)
