@@ -178,6 +178,8 @@ def test_sigterm_and_sigint_under_full_load_end_a_worker_in_order_within_10_s(
     with WorkerProcess(broker.bootstrap, topics, **SESSION) as heir:
         heir.ready()
         assert_settles(truth, heir)
+        assert heir.terminate()[0] == 0
+    assert_as_recounted(broker.bootstrap, topics, PARTITIONS, truth)
 
 
 PRELOADED = 5_000_000
