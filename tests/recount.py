@@ -79,6 +79,6 @@ def assert_as_recounted(bootstrap: str, prefix: str, partitions: int, truth: dic
         assert outcomes[topic] == expected, topic
         assert outcomes[topic].total() == truth["events"][topic]["sent"], topic
     found = written(bootstrap, prefix, partitions)
+    assert found
     differing = [place for place in cells.keys() | found.keys() if cells.get(place) != found.get(place)]
     assert not differing, [(place, cells.get(place), found.get(place)) for place in sorted(differing)[:5]]
-    assert len(cells) > len({place[0] for place in cells}), "several panes a campaign"
