@@ -21,7 +21,7 @@ HOSTILE = '"><script>alert(1)</script>'
 async def served(bench: Bench, *not_ready: str) -> AsyncIterator[aiohttp.ClientSession]:
     settings = load(http_port=0)
     registry = CollectorRegistry()
-    registry.register(Collector(bench.reading, settings.windows, "9.9"))
+    registry.register(Collector(bench.reading, settings.windows, "9.9", max_remembered=77))
     async with (
         Site(settings, registry, bench.reading, lambda: list(not_ready)) as site,
         aiohttp.ClientSession(site.url) as session,
