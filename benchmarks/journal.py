@@ -6,6 +6,7 @@ from typing import Final
 import numpy as np
 from confluent_kafka import Producer
 
+from benchmarks.load import send
 from streams.core.events import RENDERS, TOPICS
 from streams.core.impressions import ANCHOR, COUNTED, SAID_MEASURABLE, SAID_VIEWABLE, Rows
 from streams.core.journal import Claim, Position
@@ -34,12 +35,13 @@ def preload(bootstrap: str, prefix: str, impressions: int, partitions: int) -> N
     producer = Producer({"bootstrap.servers": bootstrap, "message.max.bytes": 8 << 20, "linger.ms": 20})
     now = int(time.time() * 1000)
     for number in range(partitions):
-        _send(producer, topic, number, Position(1, 0), encode_claim(Claim(None, partitions)))
+        claim = encode_claim(Claim(None, partitions))
+        send(producer, topic, journal_key(number, Position(1, 0)), claim, partition=number)
         left = impressions // partitions
         for seq, first in enumerate(range(0, left, _ROWS), 1):
             rows = min(_ROWS, left - first)
             delta = _delta(settings, number, seq, first, rows, now - _SPREAD_MS + first * _SPREAD_MS // left)
-            _send(producer, topic, number, Position(1, seq), encode_delta(delta))
+            send(producer, topic, journal_key(number, Position(1, seq)), encode_delta(delta), partition=number)
     if producer.flush(60):
         raise RuntimeError("the journals were not delivered")
 
@@ -71,12 +73,3 @@ def _delta(settings: Settings, number: int, seq: int, first: int, rows: int, ts:
         [],
         rules=settings.rules.plain(),
     )
-
-
-def _send(producer: Producer, topic: str, number: int, position: Position, value: bytes) -> None:
-    while True:
-        try:
-            producer.produce(topic, value, journal_key(number, position), partition=number)
-            return
-        except BufferError:
-            producer.poll(0.1)

@@ -51,7 +51,7 @@ def produce(bootstrap: str, prefix: str, renders: int) -> Truth:
         ).encode()
         copies = 2 if number % DUPLICATE_EVERY == 0 else 1
         for _ in range(copies):
-            _send(producer, prefix + "renders", viewer, render)
+            send(producer, prefix + "renders", viewer, render)
         events += copies
         truth.served[campaign] += 1
         if number // CAMPAIGNS % UNMEASURED_EVERY:
@@ -60,7 +60,7 @@ def produce(bootstrap: str, prefix: str, renders: int) -> Truth:
                 f'{{"impression_id":"imp-{number:012d}","ts":{ts + 1000},"viewer_id":"{viewer}",'
                 f'"kind":"{"viewable" if viewable else "not_viewable"}","vendor":"ias"}}'
             ).encode()
-            _send(producer, prefix + "viewability", viewer, view)
+            send(producer, prefix + "viewability", viewer, view)
             events += 1
             truth.measurable[campaign] += 1
             truth.viewable[campaign] += viewable
@@ -69,10 +69,11 @@ def produce(bootstrap: str, prefix: str, renders: int) -> Truth:
     return truth._replace(events=events)
 
 
-def _send(producer: Producer, topic: str, viewer: str, value: bytes) -> None:
+def send(producer: Producer, topic: str, key: str | bytes, value: bytes, **where: int) -> None:
+    """Send a record, however full the producer is."""
     while True:
         try:
-            producer.produce(topic, value, viewer)
+            producer.produce(topic, value, key, **where)
             return
         except BufferError:
             producer.poll(0.1)

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import shutil
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -10,10 +12,11 @@ import faust
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-_VALUE = b"24 bytes, some packed row"
+_VALUE = bytes(24)
+"""As long as a packed row."""
 
 
-async def _recover(broker: str, keys: int) -> None:
+async def _recover(broker: str, keys: int, folder: str) -> None:
     name = f"stock{os.getpid()}"
     _preload(broker, name, keys)
     app = faust.App(
@@ -23,7 +26,7 @@ async def _recover(broker: str, keys: int) -> None:
         topic_partitions=1,
         topic_disable_leader=True,
         web_enabled=False,
-        datadir=f"/tmp/{name}",
+        datadir=folder,
         consumer_auto_offset_reset="earliest",
     )
     table = app.Table("impressions", partitions=1, key_type=bytes, value_type=bytes)
@@ -49,7 +52,8 @@ async def _recover(broker: str, keys: int) -> None:
     await done.wait()
     print(len(table), times["ended"] - times["began"], flush=True)
     starting.cancel()
-    os._exit(0)
+    shutil.rmtree(folder)
+    os._exit(0)  # its threads would go on
 
 
 def _preload(broker: str, name: str, keys: int) -> None:
@@ -65,4 +69,4 @@ def _preload(broker: str, name: str, keys: int) -> None:
     producer.flush()
 
 
-asyncio.run(_recover(os.environ["STREAMS_BROKER"], int(sys.argv[1])))
+asyncio.run(_recover(os.environ["STREAMS_BROKER"], int(sys.argv[1]), tempfile.mkdtemp()))

@@ -38,7 +38,7 @@ def recounted(bootstrap: str, prefix: str, partitions: int) -> tuple[Cells, dict
 
 
 def event_of(value: bytes | None) -> Event | None:
-    """The event, or None: all that `generate` makes malformed is no JSON or has the id "broken", another, or none."""
+    """The event, or None if it is malformed: no JSON, or an id that is "broken", no text, or not there."""
     try:
         event = json.loads(value or b"")
     except ValueError:

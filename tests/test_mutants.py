@@ -26,7 +26,7 @@ assert Path(streams.__file__).parent.parent == Path(__file__).parent, "this woul
 
 
 SEEDS = "200"
-"""Of the simulation: it has to see each of its mutants in a fifth of its runs."""
+"""Of the simulation: in so many of its runs, a fifth, it has to see each of its mutants."""
 
 
 class Mutant(NamedTuple):

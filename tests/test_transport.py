@@ -74,6 +74,8 @@ def record(topic: str, partition: int, offset: int, key: bytes = b"k", value: by
         (TableManager, "on_actives_ready"),
         (TableManager, "on_standbys_ready"),
         (FaustApp, "on_rebalance_end"),
+        (FaustApp, "_fetcher"),
+        (driver.AIOKafkaConsumerThread, "call_thread"),
         (FaustApp, "_create_directories"),
     ],
 )

@@ -69,7 +69,7 @@ def command(
         finish(_work(settings, campaigns_from(settings), accept_settings, accept_loss))
     except typer.Exit as end:
         _end_now(end.exit_code)
-    except Exception:
+    except Exception:  # our own bug: all that is known of it is shown, and it is not gone on with
         traceback.print_exc()
         _end_now(1)
 

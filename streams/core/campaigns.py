@@ -108,7 +108,7 @@ class Campaigns:
 def priced(since_ms: int, model: Model, price: str) -> Terms:
     """Return terms of a price: for a thousand (cpm, vcpm) or each click (cpc). Raises PriceError."""
     cost = impression_nano(b'"%s"' % price.encode(), "impression" if model == "cpc" else "cpm")
-    assert cost is not None  # noqa: S101
+    assert cost is not None
     return Terms(since_ms, model, cost)
 
 

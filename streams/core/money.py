@@ -17,6 +17,8 @@ MAX_EXPONENT: Final = 30
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]([+-]?[0-9]+))?")
 _MAX_TEXT = 400
+_LONGEST_EXPONENT = 9
+"""Characters; a longer one is not even turned into a number."""
 _CONTEXT = Context(prec=_MAX_TEXT + 2 * MAX_EXPONENT)
 _CURRENCY = re.compile(r"[A-Z]{3}")
 
@@ -41,7 +43,7 @@ def parse_decimal(text: str) -> Decimal:
     match = _NUMBER.fullmatch(text) if len(text) <= _MAX_TEXT else None
     if match is None:
         raise PriceError("not a decimal number")
-    if match[1] is not None and (len(match[1]) > 9 or abs(int(match[1])) > MAX_EXPONENT):  # noqa: PLR2004
+    if match[1] is not None and (len(match[1]) > _LONGEST_EXPONENT or abs(int(match[1])) > MAX_EXPONENT):
         raise PriceError(f"exponent beyond +-{MAX_EXPONENT}")
     return Decimal(text)
 

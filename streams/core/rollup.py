@@ -102,7 +102,7 @@ def merged(rows: Iterable[tuple[RowKey, Row]]) -> dict[RowKey, Row]:
 
 def _newer(one: Row, other: Row) -> Row:
     if isinstance(one, dict):
-        assert isinstance(other, dict)  # noqa: S101
+        assert isinstance(other, dict)
         shares = dict(one)
         for partition, share in other.items():
             if partition not in shares or share.version > shares[partition].version:
@@ -373,7 +373,7 @@ class Rollup:
             return Clock(self.now)
         if key.partition is not None:
             return self.heads[key.partition]
-        assert key.series is not None  # noqa: S101
+        assert key.series is not None
         account = self.accounts.get(key.series)
         if account is None:
             return None
@@ -384,13 +384,13 @@ class Rollup:
         newest = merged(rows).items()
         for key, row in newest:
             if isinstance(row, Head):
-                assert key.partition is not None  # noqa: S101
+                assert key.partition is not None
                 self.heads[key.partition] = row
             elif isinstance(row, Clock):
                 self._move_on(row.now)
         for key, row in newest:
             if isinstance(row, Lifetime):
-                assert key.series is not None  # noqa: S101
+                assert key.series is not None
                 account = self._account(key.series)
                 account.lifetime = row
                 account.total.add(row.cell)
@@ -399,7 +399,7 @@ class Rollup:
                 self._load_minute(key, row)
 
     def _load_minute(self, key: RowKey, shares: dict[int, Share]) -> None:
-        assert key.series is not None and key.minute is not None  # noqa: S101
+        assert key.series is not None and key.minute is not None
         account = self._account(key.series)
         if key.minute < account.lifetime.bound:
             return

@@ -97,7 +97,6 @@ class Worker:
         accept_loss: bool = False,
     ) -> None:
         self._settings = settings
-        self._partitions = partitions
         self._on_commit = on_commit
         self._app = _faust_app(settings, partitions)
         self._consumer: Consumer = self._app.consumer
@@ -203,7 +202,7 @@ class Worker:
 
     async def _probe(self) -> None:
         """Ask the broker for the metadata of no topic now and then: /readyz wants to know whether it answers."""
-        client = self._app.producer._producer.client  # noqa: SLF001
+        client = self._app.producer._producer.client
         while not self._app.should_stop:
             with suppress(KafkaError):
                 await client.send(client.get_random_node(), MetadataRequest([]))
@@ -221,7 +220,7 @@ class Worker:
 
     def _begin(self, assigned: set[TP]) -> None:
         """Refuse partitions that were not there when this worker started. Raises JournalError."""
-        before, now = self._partitions, max((tp.partition + 1 for tp in assigned), default=0)
+        before, now = self.qualify.partitions, max((tp.partition + 1 for tp in assigned), default=0)
         if now > before:
             raise JournalError(partitions_changed(before, now))
         self._release()
@@ -270,7 +269,7 @@ class Worker:
 
     @property
     def _consumer_started(self) -> bool:
-        return self._consumer._thread._consumer is not None  # noqa: SLF001
+        return self._consumer._thread._consumer is not None
 
     def lag(self) -> dict[tuple[str, int], int]:
         """Return how many records each owned topic partition (name without prefix) has that are not applied.

@@ -57,7 +57,7 @@ _JAVA_OPTIONS: Final = (
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
     "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info",  # says when it has started
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
-    "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSXXX",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSXXX",  # the last three are the zone, +00:00
     "-Dorg.slf4j.simpleLogger.showThreadName=false",
     # zstd, lz4 and snappy are native; without these, newer Java warns in the log at every start.
     "--enable-native-access=ALL-UNNAMED",
@@ -362,7 +362,7 @@ class EmbeddedBroker:
         properties = self._properties("format", fresh)
         tool = self._java(jars, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties))
         with self.log_path.open("ab") as log:
-            done = subprocess.run(tool, stdout=log, stderr=log, stdin=subprocess.DEVNULL, check=False)  # noqa: S603
+            done = subprocess.run(tool, stdout=log, stderr=log, stdin=subprocess.DEVNULL, check=False)
             if done.returncode:
                 raise BrokerError(f"the storage in {self.directory} cannot be formatted:\n{self.last_log_lines()}")
         fresh.rename(self._data)
@@ -416,7 +416,7 @@ def _keep(java: list[str], log: BinaryIO, spawned: "Future[subprocess.Popen[byte
     """
     command = [sys.executable, "-I", "-S", "-c", _BECOME_JAVA, str(os.getpid()), *java]
     try:
-        process = subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(
             command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, cwd="/"
         )
     except BaseException as error:  # the caller waits for one or the other

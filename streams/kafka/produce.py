@@ -31,13 +31,20 @@ class Record(Protocol):
     """What is to be sent, and when on the event clock (ms since the epoch)."""
 
     @property
-    def at_ms(self) -> int: ...  # noqa: D102
+    def at_ms(self) -> int:
+        """When it is sent."""
+
     @property
-    def topic(self) -> str: ...  # noqa: D102
+    def topic(self) -> str:
+        """Name of its topic, without prefix."""
+
     @property
-    def key(self) -> bytes: ...  # noqa: D102
+    def key(self) -> bytes:
+        """What its partition is chosen by."""
+
     @property
-    def value(self) -> bytes | None: ...  # noqa: D102
+    def value(self) -> bytes | None:
+        """The event; not always one that can be read."""
 
 
 R = TypeVar("R", bound=Record)

@@ -167,7 +167,7 @@ class Tables(TableManager):
         consumer.resume_partitions(assigned)
         if assigned:
             await consumer.perform_seek()
-        await app._fetcher.maybe_start()  # noqa: SLF001
+        await app._fetcher.maybe_start()
         # Nothing is awaited from here on: a rebalance finds either a recovery to give up or a flow to stop.
         app.flow_control.resume()
         consumer.resume_flow()
@@ -178,7 +178,7 @@ class Tables(TableManager):
     async def _extents(self, assigned: set[TP]) -> Mapping[TP, Extent]:
         while True:
             try:
-                return await self.app.consumer.extents(assigned)  # type: ignore[no-any-return]
+                return await self.app.consumer.extents(assigned)
             except KafkaError as error:
                 await self._wait(error)
 

@@ -106,17 +106,17 @@ def back_off(client: Any) -> None:
 
     Without, each of its tasks tries again at once or ten times a second, for as long as the node is away.
     """
-    connect = client._get_conn  # noqa: SLF001
+    connect = client._get_conn
     failures: Counter[Any] = Counter()
 
     async def connect_patiently(node: Any, **kwargs: Any) -> Any:
         if failures[node]:
-            await asyncio.sleep(min(_LONGEST_BACK_OFF_S, _FIRST_BACK_OFF_S * 2 ** failures[node]) * uniform(0.5, 1))  # noqa: S311
+            await asyncio.sleep(min(_LONGEST_BACK_OFF_S, _FIRST_BACK_OFF_S * 2 ** failures[node]) * uniform(0.5, 1))
         connection = await connect(node, **kwargs)
         failures[node] = 0 if connection else min(failures[node] + 1, _MANY)
         return connection
 
-    client._get_conn = connect_patiently  # noqa: SLF001
+    client._get_conn = connect_patiently
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
@@ -131,28 +131,28 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
-        consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
     async def on_start(self) -> None:
         """Start the consumer, and let its fetcher hand out records as they were parsed."""
         await super().on_start()
-        back_off(self._consumer._client)  # noqa: SLF001
-        fetcher = self._consumer._fetcher  # noqa: SLF001
-        process = fetcher._proc_fetch_request  # noqa: SLF001
+        back_off(self._consumer._client)
+        fetcher = self._consumer._fetcher
+        process = fetcher._proc_fetch_request
 
         async def process_without_copies(*args: Any) -> Any:
             result = await process(*args)
-            for fetched in fetcher._records.values():  # noqa: SLF001
+            for fetched in fetcher._records.values():
                 records = getattr(fetched, "_partition_records", None)
                 if records is not None:
                     # A fifth of all work would be to make a ConsumerRecord, with its topic and sizes, of each.
-                    records._consumer_record = _as_it_is  # noqa: SLF001
+                    records._consumer_record = _as_it_is
             return result
 
-        fetcher._proc_fetch_request = process_without_copies  # noqa: SLF001
-        coordinator = self._consumer._coordinator  # noqa: SLF001
-        beat = coordinator._do_heartbeat  # noqa: SLF001
+        fetcher._proc_fetch_request = process_without_copies
+        coordinator = self._consumer._coordinator
+        beat = coordinator._do_heartbeat
 
         async def beat_and_remember() -> bool:
             sent_at = monotonic()
@@ -161,7 +161,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                 self.heard_at = sent_at
             return is_member
 
-        coordinator._do_heartbeat = beat_and_remember  # noqa: SLF001
+        coordinator._do_heartbeat = beat_and_remember
 
     async def seek_to_committed(self) -> Any:
         """Seek every partition to its committed offset, and where none is committed to its beginning.
@@ -179,19 +179,13 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         return committed
 
     async def is_member(self, generation: int) -> bool:
-        """Ask the group now whether this worker is a member of a generation; False too if nobody answers."""
-        return await self.call_thread(self._is_member, generation)  # type: ignore[no-any-return]
-
-    async def _is_member(self, generation: int) -> bool:
-        coordinator = self._ensure_consumer()._coordinator  # noqa: SLF001
-        is_member: bool = coordinator.generation == generation and await coordinator._do_heartbeat()  # noqa: SLF001
+        """In the thread: ask the group now whether this worker is a member of a generation; False if nobody answers."""
+        coordinator = self._ensure_consumer()._coordinator
+        is_member: bool = coordinator.generation == generation and await coordinator._do_heartbeat()
         return is_member and coordinator.generation == generation
 
-    async def extents(self, places: Iterable[TP]) -> dict[TP, "Extent"]:
-        """Return where topic partitions begin and what is committed of them."""
-        return await self.call_thread(self._extents, list(places))  # type: ignore[no-any-return]
-
-    async def _extents(self, places: list[TP]) -> dict[TP, "Extent"]:
+    async def extents(self, places: list[TP]) -> dict[TP, Extent]:
+        """In the thread: return where topic partitions begin and what is committed of them."""
         consumer = self._ensure_consumer()
         begins = await consumer.beginning_offsets(places)
         return {place: Extent(begins[place], await consumer.committed(place) or 0) for place in places}
@@ -331,20 +325,21 @@ class Consumer(driver.Consumer):
 
     async def extents(self, places: Iterable[TP]) -> Mapping[TP, Extent]:
         """Return where topic partitions begin and what is committed of them."""
-        return await self._thread.extents(places)  # type: ignore[no-any-return]
+        return await self._thread.call_thread(self._thread.extents, list(places))
 
     async def confirm(self) -> None:
         """Wait until the group has answered a heartbeat, sent from now on, as one of a member of this generation."""
-        while not await self._thread.is_member(self.app.consumer_generation_id):
+        thread = self._thread
+        while not await thread.call_thread(thread.is_member, self.app.consumer_generation_id):
             await asyncio.sleep(_ASK_AGAIN_S)
 
     def heard_at(self) -> float:
         """Return when the newest heartbeat was sent that the group answered as one of this member."""
-        return self._thread.heard_at  # type: ignore[no-any-return]
+        return self._thread.heard_at
 
     def generation(self) -> int:
         """Return the generation of the group that this worker is a member of, -1 while it is none."""
-        return self._thread._consumer._coordinator.generation  # type: ignore[no-any-return]  # noqa: SLF001
+        return self._thread._consumer._coordinator.generation
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Let Faust go on; to be assigned is as good as a heartbeat."""
@@ -376,8 +371,8 @@ class Producer(driver.Producer):
     def _new_producer(self, transactional_id: str | None = None) -> Any:
         """Return a producer whose records do not expire: a broker that is gone may come back."""
         producer = super()._new_producer(transactional_id)
-        producer._request_timeout_ms = _FOREVER_S * 1000  # noqa: SLF001
-        producer._message_accumulator._batch_ttl = _FOREVER_S  # noqa: SLF001
+        producer._request_timeout_ms = _FOREVER_S * 1000
+        producer._message_accumulator._batch_ttl = _FOREVER_S
         return producer
 
     async def on_start(self) -> None:
@@ -411,7 +406,7 @@ class Producer(driver.Producer):
         delivery: Any = await super().send(*args, **kwargs)
         self._unconfirmed.add(delivery)
         delivery.add_done_callback(self._confirm)
-        return delivery  # type: ignore[no-any-return]
+        return delivery
 
     def _confirm(self, delivery: "asyncio.Future[Any]") -> None:
         if not delivery.cancelled() and delivery.exception() is None:

@@ -68,7 +68,7 @@ class OpenBandit:
 
     def events(self) -> Iterator[Scheduled]:
         """Yield events without end, in order of time."""
-        return EventMaker(self.mix, Random(f"{self.seed} events")).events(self.plans())  # noqa: S311
+        return EventMaker(self.mix, Random(f"{self.seed} events")).events(self.plans())
 
     def span_ms(self, events: int) -> int:
         """Return a time in which at least so many events come."""
@@ -78,7 +78,7 @@ class OpenBandit:
     def plans(self) -> Iterator[Plan]:
         """Yield planned renders without end: the log, again and again."""
         names = sorted({row.campaign for row in rows()})
-        prices = make_campaigns(names, ("USD",), self.cpm_nano, Random(f"{self.seed} prices"))  # noqa: S311
+        prices = make_campaigns(names, ("USD",), self.cpm_nano, Random(f"{self.seed} prices"))
         campaigns = dict(zip(names, prices, strict=True))
         viewable = self._viewable_by_day(names)
         for turn in count():
@@ -104,7 +104,7 @@ class OpenBandit:
         return int((turn * length_us + elapsed_us) / (1000 * self.speed))
 
     def _viewable_by_day(self, names: list[str]) -> dict[tuple[int, str], float]:
-        random = Random(f"{self.seed} days")  # noqa: S311
+        random = Random(f"{self.seed} days")
         days = {day: random.uniform(_LOWEST_DAY, _HIGHEST_DAY) for day in sorted({row.day for row in rows()})}
         return {
             (day, name): level

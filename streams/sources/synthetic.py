@@ -57,7 +57,7 @@ class Traffic:
 
     def events(self) -> Iterator[Scheduled]:
         """Yield events without end, in order of time."""
-        return EventMaker(self.mix, Random(f"{self.seed} events")).events(self.plans())  # noqa: S311
+        return EventMaker(self.mix, Random(f"{self.seed} events")).events(self.plans())
 
     def span_ms(self, events: int) -> int:
         """Return a time in which at least so many events come."""
@@ -95,16 +95,16 @@ class _Picker:
 
     def __init__(self, traffic: Traffic) -> None:
         self._traffic = traffic
-        self._chance = Random(f"{traffic.seed} campaigns").random  # noqa: S311
+        self._chance = Random(f"{traffic.seed} campaigns").random
         weights = [1 / rank**traffic.skew for rank in range(1, traffic.campaigns + 1)]
         self._bounds = [bound / sum(weights) for bound in accumulate(weights)]
         self._campaigns = make_campaigns(
             [f"campaign-{rank}" for rank in range(1, traffic.campaigns + 1)],
             traffic.currencies,
             traffic.cpm_nano,
-            Random(f"{traffic.seed} prices"),  # noqa: S311
+            Random(f"{traffic.seed} prices"),
         )
-        self._levels = viewable_levels(weights, traffic.mix.viewable, Random(f"{traffic.seed} levels"))  # noqa: S311
+        self._levels = viewable_levels(weights, traffic.mix.viewable, Random(f"{traffic.seed} levels"))
         self._second = -1
         self._viewable = self._levels
 

@@ -137,7 +137,7 @@ def _terms(where: str, told: _Pricing) -> Terms:
         raise CampaignsError(f"{where}: model {told.model} needs {' and '.join(needed)}; wrong: {', '.join(wrong)}")
     try:
         if told.model == "flat":
-            assert told.booked is not None  # noqa: S101
+            assert told.booked is not None
             return flat(since_ms, str(told.cost), told.booked)
         return priced(since_ms, told.model, str(told.price))
     except PriceError as error:
