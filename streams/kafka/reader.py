@@ -15,6 +15,8 @@ from streams.kafka.backlog import Backlog, Chunk, chunks
 from streams.kafka.topics import Topic, TopicAdmin, TopicsError
 
 _FETCH_MS: Final = 500
+_WAIT_MS: Final = 10
+"""How long the broker may wait for records at the end of a partition: the next one's fetch waits for that answer."""
 _AT_ONCE: Final = 4_000
 """Records that one look at the consumer may give."""
 _SILENCE_S: Final = 30.0
@@ -36,7 +38,10 @@ class Reader:
         async with TopicAdmin(self._broker) as admin:
             self.partitions = await admin.agreed_partitions([Topic(self._prefix + topic, {}) for topic in self._topics])
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._broker, enable_auto_commit=False, auto_offset_reset="earliest"
+            bootstrap_servers=self._broker,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=_WAIT_MS,
         )
         try:
             await self._consumer.start()
