@@ -33,9 +33,7 @@ async def create_topics(bootstrap: str, prefix: str, partitions: int) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def tiny_memory() -> Iterator[None]:
-    """Small generations, sealed early: so that ten events fill several. Processes have the real sizes."""
+    """Small generations: so that ten events fill several. Processes have the real sizes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("streams.core.impressions.SEAL_AFTER", 3)
         patch.setattr("streams.core.impressions.SMALLEST", 4)
-        patch.setattr("streams.core.partition.FEW", 2)
         yield

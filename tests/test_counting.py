@@ -431,7 +431,7 @@ def test_one_wrong_clock_makes_no_other_event_late():
     ],
 )
 def test_the_header_appended_goes_before_the_records_own_time(timestamp, headers, appended):
-    assert appended_ms(SimpleNamespace(timestamp=timestamp, headers=headers)) == appended
+    assert appended_ms([SimpleNamespace(timestamp=timestamp, headers=headers)]) == [appended]
 
 
 def test_a_file_whose_records_have_no_time_of_their_own_has_no_future_events():

@@ -193,9 +193,9 @@ def test_an_anchor_at_the_very_reach_of_a_checked_render_is_still_there():
     anchors = Anchors(30_000, 60_000)
     anchors.add(1, 10_001)
     anchors.forget(100_000)
-    assert anchors.is_near(1, 40_000)
+    assert anchors.is_near(anchors.by_place.get(1, ()), 40_000)
     anchors.forget(110_000)
-    assert not anchors.is_near(1, 40_000)
+    assert not anchors.is_near(anchors.by_place.get(1, ()), 40_000)
 
 
 def test_a_record_whose_impressions_are_forgotten_stays_while_its_anchors_are_needed():

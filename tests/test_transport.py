@@ -68,7 +68,9 @@ def record(topic: str, partition: int, offset: int, key: bytes = b"k", value: by
         (GroupCoordinator, "_do_heartbeat"),
         (stock.Consumer, "on_partitions_assigned"),
         (fetcher.Fetcher, "_proc_fetch_request"),
-        (fetcher.PartitionRecords, "_consumer_record"),
+        (fetcher.FetchResult, "check_assignment"),
+        (fetcher.FetchResult, "has_more"),
+        (fetcher.FetchResult, "_update_position"),
         (TableManager, "_update_channels"),
         (TableManager, "wait_until_recovery_completed"),
         (TableManager, "on_actives_ready"),
@@ -86,7 +88,12 @@ def test_what_is_overridden_or_called_still_exists_in_faust(owner: Any, name: st
 def test_the_fetcher_still_keeps_what_the_thread_reaches_into() -> None:
     assert "self._records[tp] = FetchResult(" in inspect.getsource(fetcher.Fetcher._proc_fetch_request)
     assert "self._partition_records" in inspect.getsource(fetcher.FetchResult.__init__)
-    assert "self._consumer_record(tp, record)" in inspect.getsource(fetcher.PartitionRecords._unpack_records)
+    unpack = inspect.getsource(fetcher.PartitionRecords._unpack_records)
+    assert "records = self._records\n        while records.has_next():\n            next_batch = records.next_batch()" in unpack
+    assert "if record.offset < self.next_fetch_offset" in unpack
+    assert "self.next_fetch_offset = next_batch.next_offset" in unpack
+    assert "res_or_error.getall(max_records)" in inspect.getsource(fetcher.Fetcher.fetched_records)
+    assert "consumed_to(self._partition_records.next_fetch_offset)" in inspect.getsource(fetcher.FetchResult)
     assert "self._request_timeout_ms / 1000" in inspect.getsource(AIOKafkaProducer.send)
     assert "MessageBatch(tp, builder, self._batch_ttl" in inspect.getsource(message_accumulator.MessageAccumulator)
     assert "await self._get_conn(node_id" in inspect.getsource(AIOKafkaClient.ready)

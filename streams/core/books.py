@@ -4,24 +4,25 @@ Law: a ledger is held as long as it has a pane that is not forgotten, and every 
 finds the same ledger.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from streams.core.events import DEFAULT_SOURCE, Render
 from streams.core.panes import Ledger, Ledgers, Series, Touched
 
-DIMENSIONS: Final[Mapping[str, Callable[[Render], str | None]]] = {
-    "country": lambda render: render.country,
-    "creative": lambda render: render.creative_id,
-    "device": lambda render: render.device,
-    "format": lambda render: render.format or "display",
-    "line_item": lambda render: render.line_item_id,
-    "placement": lambda render: render.placement,
+DIMENSIONS: Final[Mapping[str, str]] = {
+    "country": "country",
+    "creative": "creative_id",
+    "device": "device",
+    "format": "format",
+    "line_item": "line_item_id",
+    "placement": "placement",
 }
-"""By what a campaign can be cut into segments."""
+"""By what a campaign can be cut into segments, and the field of a render that says it."""
 
 UNKNOWN: Final = "unknown"
 """The segment of impressions that say nothing of a dimension."""
+_DEFAULTS: Final = {"format": "display"}
 
 
 class Books:
@@ -29,20 +30,15 @@ class Books:
 
     def __init__(self, dimensions: Sequence[str]) -> None:
         self.ledgers: dict[Series, Ledger] = {}
-        self._dimensions = [(name, DIMENSIONS[name]) for name in dimensions]
-        self._found: dict[tuple[str | None, ...], Ledgers] = {}
+        self._dimensions = tuple(dimensions)
+        self.fields = ("campaign_id", "source", *(DIMENSIONS[name] for name in dimensions))
+        """The fields of a render that say, with its currency, where it is counted."""
 
     def of(self, render: Render, currency: str) -> Ledgers:
         """Return where a render is counted."""
-        place = (render.campaign_id, currency, render.source, *[value_of(render) for _, value_of in self._dimensions])
-        found = self._found.get(place)
-        if found is None:
-            found = self._found[place] = self._look_up(render, currency)
-        return found
-
-    def _look_up(self, render: Render, currency: str) -> Ledgers:
         whose = (render.campaign_id, currency, render.source or DEFAULT_SOURCE)
-        segments = [Series(*whose, name, value_of(render) or UNKNOWN) for name, value_of in self._dimensions]
+        values = [getattr(render, DIMENSIONS[name]) or _DEFAULTS.get(name, UNKNOWN) for name in self._dimensions]
+        segments = [Series(*whose, *segment) for segment in zip(self._dimensions, values, strict=True)]
         return self.open(Series(*whose), segments)
 
     def open(self, series: Series, segments: Sequence[Series]) -> Ledgers:
@@ -72,13 +68,12 @@ class Books:
         ]
 
     def close(self) -> None:
-        """Begin to note changes anew. What was found by name is looked for again: it may be forgotten meanwhile."""
-        self._found = {}
+        """Begin to note changes anew."""
         for ledger in self.ledgers.values():
             ledger.touched.clear()
 
     def forget(self, start: int, stop: int) -> None:
-        """Forget the panes in [start, stop), and ledgers without any."""
+        """Forget the panes in [start, stop), and ledgers without any: they have to be looked for again."""
         for series, ledger in list(self.ledgers.items()):
             ledger.forget(start, stop)
             if not ledger.panes:

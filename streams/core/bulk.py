@@ -1,6 +1,6 @@
-"""The effects of a whole journal record at once: what `Partition` does render by render and view by view, as columns.
+"""Many renders or views at once, as columns: what becomes of the plain ones, and all that they add to the cells.
 
-Law: it gives the very same cells and rows. It is for recovery, where millions of impressions are remembered again.
+Law: it gives the very same rows and cells as one event after the other. A column costs what one event costs alone.
 """
 
 from collections.abc import Sequence
@@ -20,15 +20,11 @@ from streams.core.impressions import (
     PER_VIEWABLE,
     VIEWABLE,
     Generation,
-    Impressions,
-    Rows,
 )
 from streams.core.panes import PANE_MS, Cell, Ledgers
 
-FEW: Final = 100
-"""So many rows or marks are dealt with faster one by one."""
-
-_GAINS: Final = np.array([says | worth for says, worth in enumerate(CREDITS)], np.uint8)
+WORTH: Final = np.array([says | worth for says, worth in enumerate(CREDITS)], np.uint8)
+"""By what a view says, as bits of a row, all the bits that the row has by it."""
 _PANE_BITS: Final = 30
 """Panes have numbers below this power of two until the year 2300."""
 _LARGEST: Final = 2**63 - 1
@@ -36,16 +32,16 @@ _LARGEST: Final = 2**63 - 1
 Numbers = NDArray[np.int64]
 
 
-def count_rows(rows: Rows, groups: Sequence[Ledgers], bound: int) -> None:
-    """Count the renders of a record; `groups` are the ledgers of each of its series."""
-    born, ts = np.frombuffer(rows.born, np.uint8), np.frombuffer(rows.ts, np.int64)
+def count_rows(generation: Generation, begin: int, end: int, bound: int) -> None:
+    """Add the renders at positions [begin, end) to the cells, but for those before the bound."""
+    born, ts = np.frombuffer(generation.born, np.uint8)[begin:end], generation.times[begin:end]
     chosen = ((born & (COUNTED | INVALID)) != 0) & (ts >= bound)
-    born, cost = born[chosen], np.frombuffer(rows.cost, np.int64)[chosen]
-    cells = _Cells(np.frombuffer(rows.which, np.uint32)[chosen], ts[chosen])
+    born, cost = born[chosen], np.frombuffer(generation.cost, np.int64)[begin:end][chosen]
+    cells = _Cells(np.frombuffer(generation.which, np.uint32)[begin:end][chosen], ts[chosen])
     counted = (born & COUNTED) != 0
     served = cells.count(counted)
     cells.add_to(
-        groups,
+        generation.groups,
         served=served,
         spend=cells.total(cost, counted & ((born & (PER_VIEWABLE | PER_CLICK)) == 0)),
         gross=cells.count(born > 0),
@@ -55,34 +51,44 @@ def count_rows(rows: Rows, groups: Sequence[Ledgers], bound: int) -> None:
     )
 
 
-def count_marks(impressions: Impressions, rows: bytes, says: bytes, bound: int) -> None:
-    """Count views: the row of each, and what it says as bits of a row. Rows that are forgotten are passed over."""
-    numbers, told = np.frombuffer(rows, np.uint64).astype(np.int64), np.frombuffer(says, np.uint8)
-    for generation in impressions.generations:
-        here = (numbers >= max(generation.start, impressions.first)) & (numbers < generation.end)
-        if here.any():
-            _mark(generation, numbers[here] - generation.start, told[here], bound)
-
-
-def _mark(generation: Generation, positions: Numbers, says: NDArray[np.uint8], bound: int) -> None:
-    bits = np.frombuffer(generation.bits, np.uint8)
-    seen, which_seen = np.unique(positions, return_inverse=True)
-    before = bits[seen]
-    np.bitwise_or.at(bits, positions, _GAINS[says])
-    views = np.bincount(which_seen)
-    gained, ts = bits[seen] & ~before, np.frombuffer(generation.ts, np.int64)[seen]
-    open_panes = ts >= bound
-    seen, views, gained, ts = seen[open_panes], views[open_panes], gained[open_panes], ts[open_panes]
-    cells = _Cells(np.frombuffer(generation.which, np.uint32)[seen], ts)
-    born, cost = np.frombuffer(generation.born, np.uint8)[seen], np.frombuffer(generation.cost, np.int64)[seen]
-    viewable = (gained & VIEWABLE) != 0
+def count_views(generation: Generation, positions: Numbers, gains: NDArray[np.uint8], bound: int) -> None:
+    """Add counted views to the cells: the position of each, and the bits that its row gained by it."""
+    ts = generation.times.take(positions)
+    held = ts >= bound
+    positions, gains, ts = positions[held], gains[held], ts[held]
+    cells = _Cells(np.frombuffer(generation.which, np.uint32).take(positions), ts)
+    born = np.frombuffer(generation.born, np.uint8).take(positions)
+    viewable = (gains & VIEWABLE) != 0
     cells.add_to(
         generation.groups,
-        measurable=cells.count((gained & MEASURABLE) != 0),
+        measurable=cells.count((gains & MEASURABLE) != 0),
         viewable=cells.count(viewable),
-        spend=cells.total(cost, viewable & ((born & PER_VIEWABLE) != 0)),
-        revision=cells.total(views, views > 0),
+        spend=cells.total(
+            np.frombuffer(generation.cost, np.int64).take(positions), viewable & ((born & PER_VIEWABLE) != 0)
+        ),
+        revision=cells.count(np.ones(len(positions), np.bool_)),
     )
+
+
+def mark(generation: Generation, positions: Numbers, says: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Give rows what counted views say of them; return the bits that each row gained by each of its views.
+
+    Of several views of one row, the first is told to have gained what all of them did.
+    """
+    bits = np.frombuffer(generation.bits, np.uint8)
+    seen, first = np.unique(positions, return_index=True)
+    before = bits[seen]
+    np.bitwise_or.at(bits, positions, WORTH[says])
+    gains = np.zeros(len(positions), np.uint8)
+    gains[first] = bits[seen] & ~before
+    return gains
+
+
+def repeated(values: Numbers) -> NDArray[np.bool_]:
+    """Say of each value whether it is there more than once."""
+    ordered = np.sort(values)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    return np.isin(values, twice) if len(twice) else np.zeros(len(values), np.bool_)
 
 
 class _Cells:

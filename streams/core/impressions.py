@@ -2,12 +2,11 @@
 
 Law: a row is never changed but for its bits, and keeps its number; rows are only forgotten from the oldest on.
 
-    oldest                                                     newest
-    [ generation: columns, table ] [ generation ... ] [ generation: columns, table | recent ]
+    oldest                                                 newest
+    [ generation: columns, table ] [ generation ... ] [ generation ]
 
 A row is found by its key in the table of its generation: open addressing over the key column, looked up for a whole
-batch at a time. Rows since the last `seal` are in no table yet, but in the dict `recent`. Where nothing can refer to
-any row of a generation any more, it is dropped whole.
+batch at a time. Where nothing can refer to any row of a generation any more, it is dropped whole.
 """
 
 from array import array
@@ -55,11 +54,11 @@ CREDITS: Final = tuple(map(credit, range(SAID + 1)))
 
 NO_ROW: Final = -1
 
-SEAL_AFTER: Final = 4_096
-"""Rows that may be in `recent`: a dict finds one at a time fastest, and takes ten times the memory of a table."""
 SMALLEST: Final = 1 << 16
 """Rows of the smallest generation."""
 
+_AT_ONCE: Final = 4_096
+"""Rows that are looked at together when old ones are forgotten."""
 _STEP_BITS: Final = 40
 """The steps through a table are made of the bits of a key above this one, where a search begins of those below."""
 _EMPTY: Final = np.uint32(0xFFFFFFFF)
@@ -144,6 +143,11 @@ class Generation:
         return self.start + len(self.keys)
 
     @property
+    def times(self) -> Numbers:
+        """When each render began. Let go of it before rows are added: columns that are looked at cannot grow."""
+        return np.frombuffer(self.ts, np.int64)
+
+    @property
     def size(self) -> int:
         """Bytes that it takes in memory, with what its columns and tables have in reserve."""
         columns = (self.keys, self.ts, self.cost, self.born, self.bits, self.which, self.older, self.clicked)
@@ -153,12 +157,14 @@ class Generation:
         """Say whether so many more rows fit: the table is never more than half full."""
         return 2 * (len(self.keys) + rows) <= len(self.table)
 
-    def number_of(self, ledgers: Ledgers) -> int:
-        """Return the index of ledgers in `groups`."""
-        number = self._numbers.get(ledgers)
-        if number is None:
-            number = self._numbers[ledgers] = len(self.groups)
-            self.groups.append(ledgers)
+    def numbers_of(self, ledgers: Sequence[Ledgers]) -> NDArray[np.uint32]:
+        """Return the index of each ledgers in `groups`."""
+        known = self._numbers
+        return np.array([known[one] if one in known else self._number_of(one) for one in ledgers], np.uint32)
+
+    def _number_of(self, ledgers: Ledgers) -> int:
+        number = self._numbers[ledgers] = len(self.groups)
+        self.groups.append(ledgers)
         return number
 
     def seal(self, positions: Numbers) -> None:
@@ -204,15 +210,13 @@ def _next(slots: Numbers, keys: Numbers, mask: int) -> Numbers:
 class Impressions:
     """Rows in order of arrival, found by the 64-bit key of (source, impression_id)."""
 
-    __slots__ = ("end", "first", "generations", "recent")
+    __slots__ = ("end", "first", "generations")
 
     def __init__(self) -> None:
         self.first = 0
         """Number of the oldest remembered row."""
         self.end = 0
         """Number that the next row will get."""
-        self.recent: dict[int, int] = {}
-        """Key -> newest row, of the rows since the last `seal`."""
         self.generations = [Generation(0, SMALLEST)]
 
     def __len__(self) -> int:
@@ -221,7 +225,7 @@ class Impressions:
     @property
     def size(self) -> int:
         """Bytes that the rows and all that finds them take in memory."""
-        return self.recent.__sizeof__() + sum(generation.size for generation in self.generations)
+        return sum(generation.size for generation in self.generations)
 
     def start_at(self, row: int) -> None:
         """Give the first row of an empty memory this number."""
@@ -230,25 +234,18 @@ class Impressions:
 
     # --- finding -----------------------------------------------------------------------------------------------------
 
-    def sealed(self, keys: Sequence[int]) -> list[int]:
-        """Return for each key the newest row of that identity that is not in `recent`; NO_ROW without one.
-
-        It is still right when rows were appended since, up to the next `make_room`, and may be forgotten meanwhile.
-        """
-        wanted = np.array(keys, np.uint64).view(np.int64)
-        rows = np.full(len(wanted), NO_ROW, np.int64)
+    def find(self, keys: Numbers) -> Numbers:
+        """Return for each key the newest row of that identity, which may be forgotten; NO_ROW where there is none."""
+        rows = np.full(len(keys), NO_ROW, np.int64)
         for generation in self.generations:
-            found = generation.find(wanted)
+            found = generation.find(keys)
             found[found != NO_ROW] += generation.start
             np.maximum(rows, found, out=rows)
-        newest: list[int] = rows.tolist()
-        return newest
+        return rows
 
     def newest(self, key: int) -> int:
         """Return the newest row of one identity, NO_ROW without one."""
-        row = self.recent.get(key, NO_ROW)
-        if row == NO_ROW:
-            row = self.sealed([key])[0]
+        row = int(self.find(np.array([key], np.uint64).view(np.int64))[0])
         return row if row >= self.first else NO_ROW
 
     def with_older(self, row: int) -> list[int]:
@@ -271,46 +268,50 @@ class Impressions:
             generation = next(one for one in reversed(self.generations) if row >= one.start)
         return generation, row - generation.start
 
+    def parts(self, rows: Numbers, chosen: NDArray[np.bool_] | None = None) -> Iterator[tuple[Generation, Numbers]]:
+        """Yield each generation and the indexes of those of some rows, or of the chosen ones, that lie there."""
+        for generation in self.generations:
+            here = (rows >= max(generation.start, self.first)) & (rows < generation.end)
+            indexes = (here if chosen is None else here & chosen).nonzero()[0]
+            if len(indexes):
+                yield generation, indexes
+
     # --- remembering -------------------------------------------------------------------------------------------------
 
-    def make_room(self, rows: int) -> None:
-        """Be ready for so many more rows; what was appended so far may be sealed."""
+    def _make_room(self, rows: int) -> Generation:
+        """Return the generation for so many more rows."""
         if not self.generations[-1].has_room(rows):
-            self._seal()
             wanted = max(SMALLEST, len(self) // 2, rows)
             self.generations.append(Generation(self.end, 1 << (wanted - 1).bit_length()))
-        elif len(self.recent) >= SEAL_AFTER:
-            self._seal()
+        return self.generations[-1]
 
-    def _seal(self) -> None:
-        generation = self.generations[-1]
-        rows = np.fromiter(self.recent.values(), np.int64, len(self.recent))
-        generation.seal(rows - generation.start)
-        self.recent = {}
+    def append(
+        self, keys: Numbers, ts: Numbers, costs: Sequence[int], ledgers: Sequence[Ledgers], born: bytearray
+    ) -> int:
+        """Remember renders that are no duplicates, as columns; return the row of the first of them."""
+        generation, first = self._make_room(len(keys)), self.end
+        generation.keys.frombytes(keys.tobytes())
+        generation.ts.frombytes(ts.tobytes())
+        generation.cost.extend(costs)
+        generation.born += born
+        generation.bits += bytes(len(keys))
+        generation.which.frombytes(generation.numbers_of(ledgers).tobytes())
+        self.end += len(keys)
+        generation.seal(np.arange(first - generation.start, self.end - generation.start))
+        return first
 
-    def append(self, key: int, ts_ms: int, cost: int, ledgers: Ledgers, born: int, older: int) -> int:
-        """Remember a render that is no duplicate; return its row. `older` is the row before it of its identity."""
-        generation, row = self.generations[-1], self.end
+    def link(self, row: int, older: int) -> None:
+        """Say which row is the one before it of the same identity."""
         if older >= self.first:
-            generation.older[row] = older
-        self.recent[key] = row
-        generation.keys.append(key)
-        generation.ts.append(ts_ms)
-        generation.cost.append(cost)
-        generation.born.append(born)
-        generation.bits.append(0)
-        generation.which.append(generation.number_of(ledgers))
-        self.end = row + 1
-        return row
+            self.at(row)[0].older[row] = older
 
     def extend(self, rows: Rows, groups: Sequence[Ledgers]) -> None:
         """Remember the rows of a journal record, to be found after the next `index`.
 
         `groups` are the ledgers of each of its series.
         """
-        self.make_room(len(rows))
-        generation = self.generations[-1]
-        numbers = np.array([generation.number_of(ledgers) for ledgers in groups], np.uint32)
+        generation = self._make_room(len(rows))
+        numbers = generation.numbers_of(groups)
         generation.keys.frombytes(rows.keys)
         generation.ts.frombytes(rows.ts)
         generation.cost.frombytes(rows.cost)
@@ -321,7 +322,6 @@ class Impressions:
 
     def index(self) -> None:
         """Find every row by its key again, after rows were added without that."""
-        self.recent = {}
         for generation in self.generations:
             generation.seal(np.arange(len(generation)))
         keys = np.concatenate([np.frombuffer(generation.keys, np.int64) for generation in self.generations])
@@ -342,30 +342,32 @@ class Impressions:
             generation, position = self.at(self.first)
             if generation.ts[position] >= ts_ms:
                 break
-            past = np.frombuffer(generation.ts, np.int64)[position : position + SEAL_AFTER] < ts_ms
+            past = generation.times[position : position + _AT_ONCE] < ts_ms
             self.first += len(past) if past.all() else int(past.argmin())
         while len(self.generations) > 1 and self.generations[0].end <= self.first:
             del self.generations[0]
 
     # --- telling -----------------------------------------------------------------------------------------------------
 
-    def rows_from(self, row: int, places: bytes) -> Rows:
+    def rows_from(self, row: int, anchors: bytes) -> Rows:
         """Return the rows from this number to the newest as columns, with the places of those that are anchors."""
         parts = [(one, max(0, row - one.start)) for one in self.generations if one.end > row]
         which: dict[Ledgers, int] = {}
-        indexes = array("I")
+        indexes = b""
         for one, start in parts:
-            indexes.extend([which.setdefault(one.groups[number], len(which)) for number in one.which[start:]])
+            numbers, places = np.unique(np.frombuffer(one.which, np.uint32)[start:], return_inverse=True)
+            mine = [which.setdefault(one.groups[number], len(which)) for number in numbers.tolist()]
+            indexes += np.array(mine, np.uint32).take(places).tobytes()
         segmented = any(len(ledgers) > 1 for ledgers in which)
         return Rows(
             row,
             b"".join(one.keys[start:].tobytes() for one, start in parts),
             b"".join(one.ts[start:].tobytes() for one, start in parts),
             b"".join(one.cost[start:].tobytes() for one, start in parts),
-            indexes.tobytes(),
+            indexes,
             b"".join(one.born[start:] for one, start in parts),
             [ledgers[0].series if ledgers else NOBODY for ledgers in which],
-            places,
+            anchors,
             [[segment.series for segment in ledgers[1:]] for ledgers in which] if segmented else [],
         )
 

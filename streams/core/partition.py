@@ -10,17 +10,21 @@ and folding the deltas of a partition in order gives the state that wrote them, 
 
 import heapq
 from array import array
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import repeat
-from typing import Any, Final
+from itertools import compress
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
 
 import msgspec
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from streams.core.books import Books
-from streams.core.bulk import FEW, count_marks, count_rows
+from streams.core.bulk import WORTH, count_rows, count_views, mark, repeated
 from streams.core.campaigns import BASIS, Campaigns, Cap, Caps
 from streams.core.events import (
     CLICKS,
@@ -55,16 +59,17 @@ from streams.core.impressions import (
     VIEWABLE,
     Generation,
     Impressions,
+    Numbers,
     Rows,
 )
 from streams.core.money import impression_nano
 from streams.core.panes import NOBODY, PANE_MS, Ledgers, Touched, pane_of
-from streams.core.refresh import NOWHERE, Anchors, place_of
+from streams.core.refresh import NOWHERE, Anchors, ad_of
 from streams.core.rules import Outcome, PlainRules, Rules
 from streams.core.standards import STANDARDS, standard_of, verdict
 from streams.core.traffic import INVALID_REASONS, Addresses, invalid_reason
 
-# To read a member of an enum class costs as much as a call in Python 3.11: on the path of every event, these stand in.
+# To read a member of an enum class costs as much as a call in Python 3.11: these stand in.
 _COUNTED: Final = Outcome.COUNTED
 _DUPLICATE: Final = Outcome.DUPLICATE
 _FUTURE: Final = Outcome.FUTURE
@@ -74,6 +79,8 @@ _MALFORMED: Final = Outcome.MALFORMED
 _ORPHAN: Final = Outcome.ORPHAN
 _REFRESH: Final = Outcome.REFRESH
 
+_UNSIGNED: Final = 2**64 - 1
+
 NEVER: Final = -1
 """The stream time of a topic partition that has given no event yet."""
 
@@ -82,6 +89,10 @@ FUTURE: Final = _FUTURE.name.lower()
 
 NOBODYS: Final[Ledgers] = ()
 """Where refreshes are counted."""
+
+_KNOWN_ADS: Final = 65_536
+"""Ads that are known by their fields: a new one costs three times as much."""
+_ts_of = attrgetter("ts")
 
 # What each kind of view says, as bits of a row (MRC: a verdict on viewability implies that it could be measured).
 _SAYS: Final[Mapping[str, int]] = {
@@ -102,6 +113,12 @@ class Batch(msgspec.Struct, frozen=True):
     """Where reading goes on after this batch."""
     timestamps: Sequence[int | None] = ()
     """The own time of each record in ms, None where it has none; nothing at all for files, which have none."""
+
+
+def piece(batch: Batch, start: int, stop: int) -> Batch:
+    """Return the records of a batch from `start` to `stop`, as a batch."""
+    offsets = batch.offsets[start:stop]
+    return Batch(batch.topic, offsets, batch.events[start:stop], offsets[-1] + 1, batch.timestamps[start:stop])
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -195,9 +212,36 @@ def identity(source: str | None, impression_id: str) -> int:
     return xxhash.xxh3_64_intdigest(impression_id.encode(), _seed(source))
 
 
+def _identities(events: Sequence[Event]) -> Numbers:
+    """Return the key of each event's impression, its 64 bits read as a signed number."""
+    digest, seeds = xxhash.xxh3_64_intdigest, {source: _seed(source) for source in {event.source for event in events}}
+    keys = array("Q", [digest(event.impression_id.encode(), seeds[event.source]) for event in events])
+    return np.frombuffer(keys, np.int64)
+
+
 @lru_cache(maxsize=4_096)
 def _seed(source: str | None) -> int:
     return xxhash.xxh3_64_intdigest((source or DEFAULT_SOURCE).encode())
+
+
+class _Ad(NamedTuple):
+    """What renders of one ad have in common."""
+
+    born: int
+    """What a row of it is born with, if it counts."""
+    place: int
+    """What the keys of its places are made from; NOWHERE without a slot."""
+    ledgers: Ledgers
+    """Where it is counted, unless something is agreed for its campaign: then its time decides."""
+
+
+class _Judged(NamedTuple):
+    """Columns of renders that are no duplicates: what each is born with, its place or NOWHERE, its cost and ledgers."""
+
+    born: bytearray
+    places: "array[int]"
+    costs: list[int]
+    ledgers: list[Ledgers]
 
 
 class Partition:
@@ -232,11 +276,21 @@ class Partition:
         """How many events of each topic wait."""
         self._held: dict[tuple[str, int], Waiting] = {}
         self._due = _DueDates()
-        self._deciders: dict[str, Callable[[int, Any, int, int, Progress], Outcome | None]] = {
-            RENDERS: self._render,
-            VIEWABILITY: self._view,
-            CLICKS: self._click,
+        self._deciders: dict[str, Callable[[Sequence[int], Any, Progress], None]] = {
+            RENDERS: self._renders,
+            VIEWABILITY: self._views,
+            CLICKS: self._clicked,
         }
+        fields = ("slot_id", "creative_id", "format", "device", "width", "height", "currency", *self.books.fields)
+        self._fields_of_ad = attrgetter(*fields)
+        self._ads: tuple[dict[Any, _Ad], dict[Any, _Ad]] = ({}, {})
+        """The ads met lately by their fields: with a price, and without."""
+        self._counted_to = 0
+        """Row up to which the cells hold all renders."""
+        self._gained_rows = array("Q")
+        """Rows of counted views that the cells do not hold yet,"""
+        self._gains = bytearray()
+        """and the bits that each of those rows gained by it."""
         self._records: deque[tuple[int, int, int]] = deque()
         """Number, end of the rows, and time of the newest anchor of each journal record that is kept."""
         self._open()
@@ -252,6 +306,15 @@ class Partition:
         self._added: dict[tuple[str, int], Waiting] = {}
         self._settled: list[tuple[str, int]] = []
 
+    def change_campaigns(self, campaigns: Campaigns) -> None:
+        """Let other terms hold for renders to come."""
+        self.campaigns = campaigns
+        self._forget_ads()
+
+    def _forget_ads(self) -> None:
+        for ads in self._ads:
+            ads.clear()
+
     def remembered(self) -> int:
         """Return how many impressions and waiting events are held: what the memory of a partition grows with."""
         return len(self.impressions) + sum(self.pending.values())
@@ -259,34 +322,64 @@ class Partition:
     # --- applying events -------------------------------------------------------------------------------------------
 
     def apply(self, batch: Batch) -> list[Refused]:
-        """Decide a batch event by event; return what goes to `dead-letters`. Records below the fence are skipped."""
+        """Decide a batch; return what goes to `dead-letters`. Records below the fence are skipped."""
         progress = self.progress[batch.topic]
+        start = bisect_left(batch.offsets, progress.fence)
+        offsets, events, own_times = batch.offsets[start:], batch.events[start:], batch.timestamps[start:]
         refused: list[Refused] = []
-        decide = self._deciders[batch.topic]
-        outcomes, fence, future = progress.outcomes, progress.fence, self.rules.future_ms
-        own_times = batch.timestamps or repeat(None, len(batch.offsets))
-        keys = [0 if isinstance(one, Malformed) else identity(one.source, one.impression_id) for one in batch.events]
-        self.impressions.make_room(len(keys))
-        sealed = self.impressions.sealed(keys)
-        for offset, event, key, row, own_time in zip(batch.offsets, batch.events, keys, sealed, own_times, strict=True):
-            if offset < fence:
-                continue
-            outcome: Outcome | None
-            if isinstance(event, Malformed):
-                refused.append(Refused(batch.topic, offset, event.reason, event.detail))
-                outcome = _MALFORMED
-            elif own_time is not None and event.ts > own_time + future:
-                refused.append(Refused(batch.topic, offset, FUTURE, f"ts: more than {future} ms after the record"))
-                outcome = _FUTURE
-            else:
-                outcome = decide(offset, event, key, row, progress)
-            if outcome is not None:
-                outcomes[outcome] += 1
-        progress.fence = max(fence, batch.next_offset)
-        for letter in refused:
-            self.reasons[letter.reason] = self.reasons.get(letter.reason, 0) + 1
+        if not self._all_acceptable(events, own_times):
+            refused = self._refused(batch.topic, offsets, events, own_times, progress)
+            gone = {letter.offset for letter in refused}
+            events = [event for offset, event in zip(offsets, events, strict=True) if offset not in gone]
+            offsets = [offset for offset in offsets if offset not in gone]
+        if events:
+            self._deciders[batch.topic](offsets, events, progress)
+        progress.fence = max(progress.fence, batch.next_offset)
         self._settle_orphans()
         return refused
+
+    def _all_acceptable(self, events: Sequence[Event | Malformed], own_times: Sequence[int | None]) -> bool:
+        """Say, at a glance at all of them, whether rules 1 and 2 surely have nothing against any event."""
+        if Malformed in set(map(type, events)):
+            return False
+        times = [time for time in own_times if time is not None]
+        if len(times) < len(own_times):
+            return False
+        return not times or max(map(_ts_of, events)) <= min(times) + self.rules.future_ms
+
+    def _refused(
+        self,
+        topic: str,
+        offsets: Sequence[int],
+        events: Sequence[Event | Malformed],
+        own_times: Sequence[int | None],
+        progress: Progress,
+    ) -> list[Refused]:
+        """Decide rules 1 and 2."""
+        refused: list[Refused] = []
+        future = self.rules.future_ms
+        for offset, event, own_time in zip(offsets, events, own_times or [None] * len(events), strict=True):
+            if isinstance(event, Malformed):
+                refused.append(Refused(topic, offset, event.reason, event.detail))
+                progress.outcomes[_MALFORMED] += 1
+            elif own_time is not None and event.ts > own_time + future:
+                refused.append(Refused(topic, offset, FUTURE, f"ts: more than {future} ms after the record"))
+                progress.outcomes[_FUTURE] += 1
+        for letter in refused:
+            self.reasons[letter.reason] = self.reasons.get(letter.reason, 0) + 1
+        return refused
+
+    def _behind(self, ts: Numbers, progress: Progress) -> tuple[Numbers, NDArray[np.bool_]]:
+        """Move the stream time of a topic on, and decide rule 3.
+
+        Returns how far each event lies behind stream time in ms, and whether it is late.
+        """
+        reached = np.maximum.accumulate(np.maximum(ts, progress.stream_time))
+        progress.stream_time = int(reached[-1])
+        behind = reached - ts
+        late = behind > self.rules.lateness_ms
+        progress.outcomes[_LATE] += int(late.sum())
+        return behind, late
 
     def lift(self, topic: str, ts_ms: int) -> bool:
         """Move the stream time of a silent topic on, by a pane or more; return whether it moved.
@@ -301,70 +394,200 @@ class Partition:
         self._settle_orphans()
         return True
 
-    def _render(self, offset: int, render: Render, key: int, sealed: int, progress: Progress) -> Outcome:
-        ts = render.ts
-        if ts < progress.stream_time - self.rules.lateness_ms:
-            return _LATE
-        if ts > progress.stream_time:
-            progress.stream_time = ts
-        older = self.impressions.recent.get(key, sealed)
-        if older != NO_ROW and self._duplicated(older, ts):
-            return _DUPLICATE
-        outcome, born, place = self._judge(render, progress.stream_time - ts)
-        cost, ledgers = 0, NOBODYS
-        if born:
-            cost, agreed, ledgers = self._priced(render, born)
-            born |= agreed
-        row = self._remember(key, ts, cost, ledgers, born, place, older)
-        if key in self.waiting:
-            self._meet_waiting(key, row)
-        return outcome
+    # --- renders: rules 4, 5, 6 and 8, each over all that the one before it left -----------------------------------
 
-    def _judge(self, render: Render, behind_ms: int) -> tuple[Outcome, int, int]:
-        """Decide rules 5, 6 and 8 of a render; return with the outcome what its row is born with, and its place."""
-        if render.invalid or render.user_agent or render.ip:
-            reason = invalid_reason(render, self._datacenters)
-            if reason is not None:
-                self.invalid[reason] += 1
-                return _INVALID_TRAFFIC, INVALID, NOWHERE
-        asks = self.rules.refresh_interval_ms and self.rules.key == "viewer"
-        place = place_of(render) if asks else NOWHERE
-        if self._is_refresh(render, place, behind_ms):
-            return _REFRESH, 0, NOWHERE
-        born = COUNTED | standard_of(render) * 8
-        if place:
-            born |= ANCHOR
-        if render.refresh is not None:
-            born |= DECLARED
-        return _COUNTED, born, place
+    def _renders(self, offsets: Sequence[int], renders: Sequence[Render], progress: Progress) -> None:
+        ts = np.fromiter(map(_ts_of, renders), np.int64, len(renders))
+        behind, late = self._behind(ts, progress)
+        keys = _identities(renders)
+        first, older = self._firsts(keys, ts, late)
+        if not first.all():
+            progress.outcomes[_DUPLICATE] += int((~first & ~late).sum())
+            renders = list(compress(renders, first.tolist()))
+            keys, ts, behind = keys[first], ts[first], behind[first]
+        judged = self._judged(renders, ts.tolist(), behind.tolist(), progress)
+        row = self.impressions.append(keys, ts, judged.costs, judged.ledgers, judged.born)
+        for position, before, is_row in older:
+            self.impressions.link(row + position, before if is_row else row + before)
+        self._note_anchors(judged, ts)
+        if self.waiting:
+            for number, key in enumerate(keys.view(np.uint64).tolist(), row):
+                if key in self.waiting:
+                    self._meet_waiting(key, number)
 
-    def _is_refresh(self, render: Render, place: int, behind_ms: int) -> bool:
-        rules = self.rules
-        if not rules.refresh_interval_ms or (
-            rules.count_user_refresh and render.refresh is not None and render.refresh.type == "user"
-        ):
-            return False
-        if not place or behind_ms > rules.refresh_slack_ms:
-            self.unchecked += 1
-            return False
-        return place in self.anchors.by_place and self.anchors.is_near(place, render.ts)
+    def _firsts(
+        self, keys: Numbers, ts: Numbers, late: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.bool_], list[tuple[int, int, bool]]]:
+        """Decide rule 4: say which renders are neither late nor duplicates.
 
-    def _view(self, offset: int, view: Viewability, key: int, sealed: int, progress: Progress) -> Outcome | None:
-        return self._join(VIEWABILITY, offset, view.ts, _says(view), 0, key, sealed, progress)
+        And of those of a known identity: (position among them, what came before it, whether that is a row); if not,
+        it is a position as well.
+        """
+        known = self.impressions.find(keys)
+        first = ~late
+        again: list[tuple[int, int, bool]] = []
+        times: dict[int, list[int]] = {}
+        newest: dict[int, int] = {}
+        for at in (((known >= self.impressions.first) | repeated(keys)) & first).nonzero()[0].tolist():
+            key, time, row = int(keys[at]), int(ts[at]), int(known[at])
+            if key not in times:
+                times[key] = [self.impressions.ts_of(one) for one in self.impressions.with_older(row)]
+            if any(abs(time - other) <= self.rules.dedup_horizon_ms for other in times[key]):
+                first[at] = False
+                continue
+            if times[key]:
+                again.append((at, newest.get(key, row), key not in newest))
+            times[key].append(time)
+            newest[key] = at
+        place = (np.cumsum(first) - 1).tolist() if again else []
+        return first, [(place[at], before if is_row else place[before], is_row) for at, before, is_row in again]
 
-    def _click(self, offset: int, click: Click, key: int, sealed: int, progress: Progress) -> Outcome | None:
-        click_key = xxhash.xxh3_64_intdigest(click.click_id.encode()) if click.click_id else 0
-        return self._join(CLICKS, offset, click.ts, 0, click_key, key, sealed, progress)
+    def _judged(
+        self, renders: Sequence[Render], times: list[int], behinds: list[int], progress: Progress
+    ) -> _Judged:
+        """Decide rules 5, 6 and 8, and what each render costs."""
+        rules, anchors, digest = self.rules, self.anchors.by_place, xxhash.xxh3_64_intdigest
+        fields_of_ad, (priced, free) = self._fields_of_ad, self._ads
+        is_asked, slack = bool(rules.refresh_interval_ms), rules.refresh_slack_ms
+        judged = _Judged(bytearray(), array("Q"), [], [])
+        invalid = refreshes = 0
+        for render, ts, behind in zip(renders, times, behinds, strict=True):
+            cost = impression_nano(bytes(render.price), render.price_unit or "cpm")
+            ad = (free if cost is None else priced).get(fields_of_ad(render)) or self._new_ad(render, cost)
+            born, ledgers, place = ad.born, ad.ledgers, NOWHERE
+            if (render.invalid or render.user_agent or render.ip) and self._is_invalid(render):
+                born = INVALID
+                invalid += 1
+            else:
+                if ad.place and render.viewer_id:
+                    place = digest(render.viewer_id.encode(), ad.place) or 1
+                known = anchors.get(place, ())
+                if is_asked and (render.refresh is None or not self._is_free(render)):
+                    if not place or behind > slack:
+                        self.unchecked += 1
+                    elif known and self.anchors.is_near(known, ts):
+                        born, cost, ledgers, place = 0, 0, NOBODYS, NOWHERE
+                        refreshes += 1
+                if place:
+                    born |= ANCHOR
+                    anchors[place] = (*known, ts)
+                if born and render.refresh is not None:
+                    born |= DECLARED
+            if born and self.campaigns.by_id:
+                cost, agreed, ledgers = self._priced(render, cost, born, ledgers)
+                born |= agreed
+            judged.born.append(born)
+            judged.places.append(place)
+            judged.costs.append(cost or 0)
+            judged.ledgers.append(ledgers)
+        progress.outcomes[_INVALID_TRAFFIC] += invalid
+        progress.outcomes[_REFRESH] += refreshes
+        progress.outcomes[_COUNTED] += len(judged.born) - invalid - refreshes
+        return judged
 
-    def _join(
-        self, topic: str, offset: int, ts: int, says: int, click: int, key: int, sealed: int, progress: Progress
-    ) -> Outcome | None:
-        """Bring a view or click to its render; None if the render may still come."""
-        if ts < progress.stream_time - self.rules.lateness_ms:
-            return _LATE
-        if ts > progress.stream_time:
-            progress.stream_time = ts
-        newest = self.impressions.recent.get(key, sealed)
+    def _new_ad(self, render: Render, cost: int | None) -> _Ad:
+        """Look an ad up for the first time. Keyed by impression, nobody sees all renders of one place."""
+        ads = self._ads[cost is None]
+        if len(ads) >= _KNOWN_ADS:
+            ads.clear()
+        currency = NO_CURRENCY if cost is None else render.currency or DEFAULT_CURRENCY
+        asks = self.rules.refresh_interval_ms and self.rules.key == "viewer" and render.slot_id
+        agreed = render.campaign_id in self.campaigns.by_id
+        ledgers = NOBODYS if agreed else self.books.of(render, currency)
+        ad = _Ad(COUNTED | standard_of(render) * 8, ad_of(render) if asks else NOWHERE, ledgers)
+        ads[self._fields_of_ad(render)] = ad
+        return ad
+
+    def _is_invalid(self, render: Render) -> bool:
+        reason = invalid_reason(render, self._datacenters)
+        if reason is not None:
+            self.invalid[reason] += 1
+        return reason is not None
+
+    def _is_free(self, render: Render) -> bool:
+        """Say whether a declared refresh is one that the user asked for, and those count."""
+        return self.rules.count_user_refresh and render.refresh is not None and render.refresh.type == "user"
+
+    def _note_anchors(self, judged: _Judged, ts: Numbers) -> None:
+        """Take note of when renders were counted in a place, which is known to the anchors already."""
+        places = np.frombuffer(judged.places, np.uint64)
+        there = places != NOWHERE
+        places, ts = places[there], ts[there]
+        if len(places):
+            self.anchors.note(places, ts)
+            self._places.frombytes(places.tobytes())
+            self._newest_anchor = max(self._newest_anchor, int(ts.max()))
+
+    # --- views and clicks: each is brought to its render -----------------------------------------------------------
+
+    def _views(self, offsets: Sequence[int], views: Sequence[Viewability], progress: Progress) -> None:
+        ts = np.fromiter(map(_ts_of, views), np.int64, len(views))
+        _, late = self._behind(ts, progress)
+        keys = _identities(views)
+        rows = self.impressions.find(keys)
+        says = np.array([_SAYS.get(view.kind, 0) for view in views], np.uint8)
+        plain = ~late & (says != 0) & (rows >= self.impressions.first) & ~repeated(rows)
+        decided = late | self._met_at_once(plain, rows, ts, says, progress)
+        for at in (~decided).nonzero()[0].tolist():
+            view, key = views[at], int(keys[at]) & _UNSIGNED
+            self._tell(VIEWABILITY, self._join(VIEWABILITY, offsets[at], view.ts, _says(view), 0, key, int(rows[at])))
+
+    def _met_at_once(
+        self, plain: NDArray[np.bool_], rows: Numbers, ts: Numbers, says: NDArray[np.uint8], progress: Progress
+    ) -> NDArray[np.bool_]:
+        """Decide views that are plain: the only ones of their render here, and there is no doubt which render that is.
+
+        Returns which were: not those whose render's window does not hold them.
+        """
+        met = np.zeros(len(rows), np.bool_)
+        earliest, latest = ts - self.rules.viewability_horizon_ms, ts + self.rules.early_ms
+        for generation, here in self.impressions.parts(rows, plain):
+            positions = rows[here] - generation.start
+            began = generation.times.take(positions)
+            held = (earliest[here] <= began) & (began <= latest[here])
+            if generation.older:
+                held &= ~np.fromiter(map(generation.older.__contains__, rows[here].tolist()), np.bool_, len(here))
+            met[here[held]] = True
+            self._meet_at_once(generation, positions[held], says[here[held]], progress)
+        return met
+
+    def _meet_at_once(
+        self, generation: Generation, positions: Numbers, says: NDArray[np.uint8], progress: Progress
+    ) -> None:
+        """Decide rules 7, 4 and 8 of views of different renders: `_meet`, as columns."""
+        bits = np.frombuffer(generation.bits, np.uint8)
+        counted = (np.frombuffer(generation.born, np.uint8).take(positions) & COUNTED) != 0
+        before = bits.take(positions)
+        new = np.where(says == SAID_UNDETERMINED, (before & SAID) == 0, (says & ~before) != 0) & counted
+        orphans, marked = len(counted) - int(counted.sum()), int(new.sum())
+        progress.outcomes[_ORPHAN] += orphans
+        progress.outcomes[_COUNTED] += marked
+        progress.outcomes[_DUPLICATE] += len(counted) - orphans - marked
+        positions, says, before = positions[new], says[new], before[new]
+        after = before | WORTH[says]
+        bits[positions] = after
+        rows = (positions + generation.start).tobytes()
+        self._marked_rows.frombytes(rows)
+        self._marked_says += says.tobytes()
+        self._gained_rows.frombytes(rows)
+        self._gains += (after & ~before).tobytes()
+
+    def _clicked(self, offsets: Sequence[int], clicks: Sequence[Click], progress: Progress) -> None:
+        ts = np.fromiter(map(_ts_of, clicks), np.int64, len(clicks))
+        _, late = self._behind(ts, progress)
+        keys = _identities(clicks)
+        rows = self.impressions.find(keys)
+        for at in (~late).nonzero()[0].tolist():
+            click, key = clicks[at], int(keys[at]) & _UNSIGNED
+            click_key = xxhash.xxh3_64_intdigest(click.click_id.encode()) if click.click_id else 0
+            self._tell(CLICKS, self._join(CLICKS, offsets[at], click.ts, 0, click_key, key, int(rows[at])))
+
+    def _tell(self, topic: str, outcome: Outcome | None) -> None:
+        if outcome is not None:
+            self.progress[topic].outcomes[outcome] += 1
+
+    def _join(self, topic: str, offset: int, ts: int, says: int, click: int, key: int, newest: int) -> Outcome | None:
+        """Bring a view or click to its render; None if that may still come. `newest` is the row of its identity."""
         if newest >= self.impressions.first:
             row = self._row_for(newest, ts)
             if row != NO_ROW:
@@ -373,11 +596,6 @@ class Partition:
             return _ORPHAN
         self._wait(Waiting(topic, offset, key, ts, says, click, self.seq))
         return None
-
-    def _duplicated(self, newest: int, ts: int) -> list[int]:
-        """Return the rows of an identity, of which this is the newest, that a render of that time is a duplicate of."""
-        horizon, ts_of = self.rules.dedup_horizon_ms, self.impressions.ts_of
-        return [row for row in self.impressions.with_older(newest) if abs(ts - ts_of(row)) <= horizon]
 
     def _row_for(self, newest: int, ts: int) -> int:
         """Return the first row, in partition order, of one identity whose window holds a timestamp, or NO_ROW.
@@ -411,32 +629,39 @@ class Partition:
             duplicate = click in earlier if click else bool(earlier)
         if duplicate:
             return _DUPLICATE
-        self._mark(generation, position, says, click, self._click_credits)
         if says:
+            generation.bits[position] = after = bits | says | CREDITS[says]
+            self._gained(row, after & ~bits)
             self._marked_rows.append(row)
             self._marked_says.append(says)
         else:
+            self._count_click(row, click, self._click_credits)
             self._clicks.append((row, click))
         return _COUNTED
 
+    def _gained(self, row: int, gains: int) -> None:
+        self._gained_rows.append(row)
+        self._gains.append(gains)
+
     # --- what an impression costs and where it is counted ----------------------------------------------------------
 
-    def _priced(self, render: Render, born: int) -> tuple[int, int, Ledgers]:
+    def _priced(
+        self, render: Render, cost: int | None, born: int, ledgers: Ledgers
+    ) -> tuple[int | None, int, Ledgers]:
         """Return what a render costs in nano-units, for what and whether over the cap (bits of a row), and its ledgers.
 
-        Its own price holds unless its campaign has terms.
+        Its own price holds, unless its campaign has terms.
         """
         campaign = self.campaigns.by_id.get(render.campaign_id)
-        terms = None if campaign is None else campaign.terms_at(render.ts)
-        agreed = 0
-        if campaign is None or terms is None:
-            cost = impression_nano(bytes(render.price), render.price_unit or "cpm")
-            currency = NO_CURRENCY if cost is None else render.currency or DEFAULT_CURRENCY
-        else:
+        if campaign is None:
+            return cost, 0, ledgers
+        terms, agreed = campaign.terms_at(render.ts), 0
+        currency = NO_CURRENCY if cost is None else render.currency or DEFAULT_CURRENCY
+        if terms is not None:
             cost, currency, agreed = terms.nano, campaign.currency, BASIS[terms.model]
-        if campaign is not None and born & COUNTED and (terms is not None or not campaign.terms):
+        if born & COUNTED and (terms is not None or not campaign.terms):
             agreed |= self._capped(render, campaign.cap)
-        return cost or 0, agreed, self.books.of(render, currency)
+        return cost, agreed, self.books.of(render, currency)
 
     def _capped(self, render: Render, cap: Cap | None) -> int:
         """Count a viewer's impressions of a campaign; return the bit of those over the cap."""
@@ -484,60 +709,42 @@ class Partition:
         if not of_key:
             del self.waiting[waiting.key]
 
-    # --- effects: what `apply` does and `fold` repeats -------------------------------------------------------------
+    # --- effects: what was decided, added to the cells -------------------------------------------------------------
 
-    def _remember(self, key: int, ts: int, cost: int, ledgers: Ledgers, born: int, place: int, older: int) -> int:
-        row = self.impressions.append(key, ts, cost, ledgers, born, older)
-        if place:
-            self._anchor(place, ts)
+    def _count(self) -> None:
+        """Add to the cells what was decided since this was last done."""
+        for generation in self.impressions.generations:
+            begin, end = max(self._counted_to, generation.start), generation.end
+            if begin < end:
+                count_rows(generation, begin - generation.start, end - generation.start, self.bound)
+        self._counted_to = self.impressions.end
+        rows, gains = np.frombuffer(self._gained_rows, np.int64), np.frombuffer(self._gains, np.uint8)
+        for generation, here in self.impressions.parts(rows):
+            count_views(generation, rows[here] - generation.start, gains[here], self.bound)
+        self._gained_rows, self._gains = array("Q"), bytearray()
+
+    def _count_click(self, row: int, click: int, credits: int) -> None:
+        generation, position = self.impressions.at(row)
+        before, born, ts = generation.bits[position], generation.born[position], generation.ts[position]
+        gained = credits & ~before
+        generation.bits[position] = before | gained
+        generation.clicked.setdefault(row, set()).add(click)
         if ts >= self.bound:
-            for ledger in ledgers:
-                cell = ledger.touch(ts - ts % PANE_MS)
-                cell.gross += 1
-                if born & COUNTED:
-                    cell.served += 1
-                    cell.revision += 1
-                    if not born & (PER_VIEWABLE | PER_CLICK):
-                        cell.spend += cost
-                    if born & (DECLARED | OVER_CAP):
-                        cell.declared += bool(born & DECLARED)
-                        cell.over_cap += bool(born & OVER_CAP)
-        return row
-
-    def _anchor(self, place: int, ts: int) -> None:
-        self.anchors.add(place, ts)
-        self._places.append(place)
-        if ts > self._newest_anchor:
-            self._newest_anchor = ts
-
-    def _mark(self, generation: Generation, position: int, says: int, click: int, click_credits: int) -> None:
-        before = generation.bits[position]
-        after = before | says | (CREDITS[says] if says else click_credits)
-        generation.bits[position] = after
-        if not says:
-            generation.clicked.setdefault(generation.start + position, set()).add(click)
-        ts = generation.ts[position]
-        if ts >= self.bound:
-            born, cost, gained = generation.born[position], generation.cost[position], after & ~before
             for ledger in generation.groups[generation.which[position]]:
-                cell = ledger.touch(ts - ts % PANE_MS)
+                cell = ledger.touch(pane_of(ts))
                 cell.revision += 1
-                if not says:
-                    cell.clicks += 1
-                    if born & PER_CLICK:
-                        cell.spend += cost
-                if gained & MEASURABLE:
-                    cell.measurable += 1
-                if gained & VIEWABLE:
-                    cell.viewable += 1
-                    if born & PER_VIEWABLE:
-                        cell.spend += cost
+                cell.clicks += 1
+                cell.measurable += bool(gained & MEASURABLE)
+                cell.viewable += bool(gained & VIEWABLE)
+                if born & PER_CLICK or (born & PER_VIEWABLE and gained & VIEWABLE):
+                    cell.spend += generation.cost[position]
 
     def _forget(self, bound: int) -> None:
         """Forget panes before a bound, and renders that neither a view nor a duplicate can refer to any more."""
         if bound > self.bound:
             self.books.forget(self.bound, bound)
             self.bound = bound
+            self._forget_ads()
         horizon = self._earliest_possible_render() - self.rules.dedup_horizon_ms
         self.impressions.forget_before(min(bound, horizon))
 
@@ -554,10 +761,12 @@ class Partition:
 
     def touched(self) -> list[Touched]:
         """Return the cells that changed since the last `take`: read them before the next `apply`."""
+        self._count()
         return self.books.touched()
 
     def cells(self) -> list[Touched]:
         """Return every cell that is held: read them before the next `apply`."""
+        self._count()
         return self.books.cells()
 
     def take(self, confirmed: int = 0) -> Delta:
@@ -566,6 +775,7 @@ class Partition:
         `confirmed` is the `final_before` of a partial whose delivery is confirmed. Nothing is forgotten before
         that, or a cell's last word could be lost with the partial.
         """
+        self._count()
         delta = Delta(
             seq=self.seq,
             fences_before=self._taken_fences,
@@ -594,11 +804,14 @@ class Partition:
         for delta in deltas:
             self._fold(delta, stream_time)
         self.impressions.index()
+        self._count()
+        self.books.close()
 
     def _fold(self, delta: Delta, stream_time: int) -> None:
         self.seq = delta.seq
         if not self._records:
             self.impressions.start_at(delta.rows.first)
+            self._counted_to = delta.rows.first
         for where in delta.settled:
             if where in self._held:
                 self._release(self._held[where])
@@ -620,31 +833,25 @@ class Partition:
         self._close(delta)
 
     def _remember_all(self, rows: Rows, ledgers: Sequence[Ledgers], stream_time: int) -> None:
-        if len(rows) < FEW:
-            self.impressions.make_room(len(rows))
-            for key, ts, cost, which, born, place in rows:
-                self._remember(key, ts, cost, ledgers[which], born, place, NO_ROW)
-        else:
-            self.impressions.extend(rows, ledgers)
-            count_rows(rows, ledgers, self.bound)
-            anchors, newest = rows.anchors(self.anchors.needed_since(stream_time))
-            for place, ts in anchors:
-                self.anchors.add(place, ts)
-            self._newest_anchor = max(self._newest_anchor, newest)
+        self.impressions.extend(rows, ledgers)
+        anchors, newest = rows.anchors(self.anchors.needed_since(stream_time))
+        for place, ts in anchors:
+            self.anchors.add(place, ts)
+        self._newest_anchor = max(self._newest_anchor, newest)
 
     def _mark_all(self, marks: Marks, click_credits: int) -> None:
-        if len(marks.says) < FEW:
-            for row, says in zip(array("Q", marks.rows), marks.says, strict=True):
-                if row >= self.impressions.first:
-                    self._mark(*self.impressions.at(row), says, 0, 0)
-        else:
-            count_marks(self.impressions, marks.rows, marks.says, self.bound)
+        rows, says = np.frombuffer(marks.rows, np.int64), np.frombuffer(marks.says, np.uint8)
+        for generation, here in self.impressions.parts(rows):
+            self._gains += mark(generation, rows[here] - generation.start, says[here]).tobytes()
+            self._gained_rows.frombytes(rows[here].tobytes())
         for row, click in marks.clicks:
             if row >= self.impressions.first:
-                self._mark(*self.impressions.at(row), 0, click, click_credits)
+                self._count_click(row, click, click_credits)
 
     def _close(self, delta: Delta) -> None:
         self.journaled_rules, self.journaled_campaigns = delta.rules, delta.campaigns
+        if delta.bound > self.bound:
+            self._count()  # a ledger is forgotten when it has no cell: those of a fold may still be to come
         self.books.close()
         self._forget(delta.bound)
         self.anchors.forget(self.progress[RENDERS].stream_time)

@@ -5,10 +5,11 @@ that were refreshes themselves. So renders at 0, 20, 40 and 60 s count at 0 and 
 """
 
 from array import array
-from functools import lru_cache
 from typing import Final
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from streams.core.events import DEFAULT_SOURCE, Render
 from streams.core.panes import PANE_MS, pane_of
@@ -21,18 +22,19 @@ def place_of(render: Render) -> int:
     """Return the 64-bit key of (source, viewer, slot, creative or else campaign), or NOWHERE."""
     if not render.viewer_id or not render.slot_id:
         return NOWHERE
-    ad = _ad(render.source, render.slot_id, render.creative_id, render.campaign_id)
-    return xxhash.xxh3_64_intdigest(render.viewer_id.encode(), ad) or 1
+    return xxhash.xxh3_64_intdigest(render.viewer_id.encode(), ad_of(render)) or 1
 
 
-@lru_cache(maxsize=65_536)
-def _ad(source: str | None, slot_id: str, creative_id: str | None, campaign_id: str) -> int:
-    """Return the key of what a viewer saw and where. Hashes in a chain: no spelling makes two of them one."""
-    what = "creative " + creative_id if creative_id else "campaign " + campaign_id
+def ad_of(render: Render) -> int:
+    """Return the key of what is seen and where, whoever sees it.
+
+    Hashes in a chain: no spelling makes two of them one.
+    """
+    what = "creative " + render.creative_id if render.creative_id else "campaign " + render.campaign_id
     key = 0
-    for word in (source or DEFAULT_SOURCE, slot_id, what):
+    for word in (render.source or DEFAULT_SOURCE, render.slot_id or "", what):
         key = xxhash.xxh3_64_intdigest(word.encode(), key)
-    return key
+    return key or 1
 
 
 class Anchors:
@@ -49,18 +51,24 @@ class Anchors:
     def __len__(self) -> int:
         return sum(map(len, self._panes.values()))
 
-    def is_near(self, place: int, ts_ms: int) -> bool:
-        """Say whether a counted render of the place lies closer than the interval, before or after."""
-        return any(abs(ts_ms - anchor) < self._interval_ms for anchor in self.by_place.get(place, ()))
+    def is_near(self, anchors: tuple[int, ...], ts_ms: int) -> bool:
+        """Say whether one of the counted renders of a place lies closer than the interval, before or after."""
+        interval = self._interval_ms
+        for anchor in anchors:  # a generator would cost more than it looks at
+            if -interval < ts_ms - anchor < interval:
+                return True
+        return False
 
     def add(self, place: int, ts_ms: int) -> None:
         """Take note of a counted render."""
-        known = self.by_place.get(place)
-        self.by_place[place] = (ts_ms,) if known is None else (*known, ts_ms)
-        pane = ts_ms - ts_ms % PANE_MS
-        if pane not in self._panes:
-            self._panes[pane] = array("Q")
-        self._panes[pane].append(place)
+        self.by_place[place] = (*self.by_place.get(place, ()), ts_ms)
+        self._panes.setdefault(pane_of(ts_ms), array("Q")).append(place)
+
+    def note(self, places: NDArray[np.uint64], ts: NDArray[np.int64]) -> None:
+        """Take note of when they can be forgotten of renders that are in `by_place` already."""
+        panes = ts // PANE_MS * PANE_MS
+        for pane in np.unique(panes).tolist():
+            self._panes.setdefault(pane, array("Q")).frombytes(places[panes == pane].tobytes())
 
     def needed_since(self, stream_time_ms: int) -> int:
         """Return the time from which on anchors are still asked for when a stream time is reached."""

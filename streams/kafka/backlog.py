@@ -6,6 +6,7 @@ costs four times as much; so at catch-up no topic runs ahead of another one that
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from streams.core.events import TOPICS, Event, Malformed
@@ -21,6 +22,8 @@ FULL: Final = 16
 APPENDED: Final = "appended"
 """Header with the time at which a record that was copied was first appended, in ms since the epoch, as text."""
 _LONGEST_TIME: Final = 13
+
+_offset, _timestamp, _headers, _value = map(attrgetter, ("offset", "timestamp", "headers", "value"))
 
 
 class Chunk(NamedTuple):
@@ -38,9 +41,8 @@ class Chunk(NamedTuple):
     @property
     def batch(self) -> Batch:
         """Its events as the core applies them."""
-        offsets = [record.offset for record in self.records]
-        times = [appended_ms(record) for record in self.records]
-        return Batch(self.topic, offsets, self.events, offsets[-1] + 1, times)
+        offsets = [*map(_offset, self.records)]
+        return Batch(self.topic, offsets, self.events, offsets[-1] + 1, appended_ms(self.records))
 
 
 def chunks(topic: str, records: list[Any]) -> Iterator[Chunk]:
@@ -48,11 +50,18 @@ def chunks(topic: str, records: list[Any]) -> Iterator[Chunk]:
     decode = decoder(topic)
     for start in range(0, len(records), CHUNK):
         piece = records[start : start + CHUNK]
-        yield Chunk(topic, piece, decode([record.value for record in piece]))
+        yield Chunk(topic, piece, decode([*map(_value, piece)]))
 
 
-def appended_ms(record: Any) -> int | None:
-    """Return when a record was first appended: what its header `appended` says, else Kafka's time; None without."""
+def appended_ms(records: list[Any]) -> list[int | None]:
+    """Return when each record was first appended: what its header `appended` says, else Kafka's time; None without."""
+    times: list[int | None] = [*map(_timestamp, records)]
+    if None in times or min(times) < 0 or any(map(_headers, records)):  # type: ignore[type-var, operator]
+        return [_appended_ms(record) for record in records]
+    return times
+
+
+def _appended_ms(record: Any) -> int | None:
     for name, value in record.headers:
         if name == APPENDED and value is not None and value.isdigit() and len(value) <= _LONGEST_TIME:
             return int(value)

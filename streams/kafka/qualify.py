@@ -272,7 +272,7 @@ class Qualify:
         if not rewritten:
             self.campaigns = campaigns
             for owned in self.owned.values():
-                owned.state.campaigns = campaigns
+                owned.state.change_campaigns(campaigns)
         return rewritten
 
     def _check_partitions(self, number: int, counts: Iterable[int]) -> None:

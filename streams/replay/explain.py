@@ -11,33 +11,35 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from streams.core.campaigns import Campaigns
 from streams.core.events import (
-    CLICKS,
     DEFAULT_SOURCE,
     RENDERS,
     TOPICS,
-    VIEWABILITY,
-    Click,
     Event,
     Malformed,
     Render,
     Viewability,
 )
 from streams.core.impressions import (
-    COUNTED,
+    ANCHOR,
     DECLARED,
     INVALID,
     MEASURABLE,
     OVER_CAP,
+    PER_CLICK,
+    PER_VIEWABLE,
     STANDARD,
     VIEWABLE,
+    Numbers,
 )
 from streams.core.money import decimal_text
-from streams.core.panes import Ledgers, minute_of, pane_of
-from streams.core.partition import Batch, Partition, Progress, Refused, Waiting
+from streams.core.panes import Ledgers, minute_of
+from streams.core.partition import Batch, Partition, Progress, Refused, Waiting, identity, piece
 from streams.core.refresh import NOWHERE, place_of
 from streams.core.rules import OUTCOME_NAMES, SECOND, Outcome, Rules
 from streams.wire.events import decoder
@@ -163,7 +165,7 @@ def source_of(event: Event) -> str:
 
 
 class Met(NamedTuple):
-    """A view or click that has met a render: the row, and what that gained by it."""
+    """A view or click that has met a render: the row, and what that gained by it, as bits and as money."""
 
     row: int
     gained: int
@@ -171,7 +173,7 @@ class Met(NamedTuple):
 
 
 class Witness(Partition):
-    """A partition of viewers that writes down what becomes of the events that are looked for."""
+    """A partition of viewers that writes down what becomes of the events that are looked for: each is a batch alone."""
 
     def __init__(self, search: Search, partition: int, rules: Rules, campaigns: Campaigns) -> None:
         super().__init__(rules, campaigns)
@@ -179,8 +181,6 @@ class Witness(Partition):
         self._search = search
         self._batches = 0
         self._findings: dict[Place, Finding] = {}
-        self._render_now: Finding | None = None
-        """The render that is being decided, if it is watched."""
         self._rows: dict[int, Finding] = {}
         """Row -> the watched render that is remembered there."""
         self._anchored: dict[int, list[Finding]] = {}
@@ -190,13 +190,37 @@ class Witness(Partition):
 
     def watch(self, batch: Batch, values: Sequence[bytes | None]) -> None:
         """Apply a batch. `values` are the records themselves."""
-        refused = self.apply(batch)
-        for letter in refused:
-            number = batch.offsets.index(letter.offset)
-            self._tell_refused(letter, batch.events[number], values[number])
+        done = 0
+        for number, event in enumerate(batch.events):
+            if isinstance(event, Malformed):
+                if self._search.is_malformed_one(values[number]):
+                    self._note(batch.topic, batch.offsets[number], event)
+            elif self._search.matters(event):
+                self._pass(batch, done, number)
+                self._watch(batch.topic, event, piece(batch, number, number + 1))
+                done = number + 1
+        self._pass(batch, done, len(batch.events))
         self._batches += 1
         if self._batches % _FORGET_EVERY == 0:
             self.take(self.final_before())
+
+    def _pass(self, batch: Batch, start: int, stop: int) -> None:
+        """Apply the events from `start` to `stop`, of which none is looked for unless it is malformed."""
+        if start < stop:
+            for letter in self.apply(piece(batch, start, stop)):
+                self._tell_refused(letter)
+
+    def _watch(self, topic: str, event: Event, alone: Batch) -> None:
+        found = self._note(topic, alone.offsets[0], event)
+        progress = self.progress[topic]
+        behind_ms, outcomes = progress.stream_time - event.ts, list(progress.outcomes)
+        if isinstance(event, Render):
+            self._watch_render(found, event, alone)
+        else:
+            for letter in self.apply(alone):
+                self._tell_refused(letter)
+        if progress.outcomes[Outcome.LATE] > outcomes[Outcome.LATE]:
+            found.outcome, found.reason = OUTCOME_NAMES[Outcome.LATE], _late(topic, behind_ms)
 
     def findings(self) -> list[Finding]:
         """Return what was found out, by source and then in order of time."""
@@ -220,88 +244,83 @@ class Witness(Partition):
             self._findings[found.place] = found
         return found
 
-    def _tell_refused(self, letter: Refused, event: Event | Malformed, value: bytes | None) -> None:
-        if isinstance(event, Malformed):
-            if not self._search.is_malformed_one(value):
-                return
-        elif not self._search.is_one(event):
-            return
-        found = self._note(letter.topic, letter.offset, event)
-        found.outcome = "malformed" if isinstance(event, Malformed) else "future"
-        found.reason = f"{letter.reason}: {letter.detail}"
+    def _tell_refused(self, letter: Refused) -> None:
+        found = self._findings.get(Place(letter.topic, self.number, letter.offset))
+        if found is not None:
+            found.outcome = "malformed" if found.source is None else "future"
+            found.reason = f"{letter.reason}: {letter.detail}"
 
     # --- renders -----------------------------------------------------------------------------------------------------
 
-    def _render(self, offset: int, render: Render, key: int, sealed: int, progress: Progress) -> Outcome:
-        if not self._search.matters(render):
-            return super()._render(offset, render, key, sealed, progress)
-        found = self._render_now = self._note(RENDERS, offset, render)
-        behind_ms, unchecked, invalid = progress.stream_time - render.ts, self.unchecked, dict(self.invalid)
-        outcome = super()._render(offset, render, key, sealed, progress)
-        self._render_now = None
-        found.outcome = OUTCOME_NAMES[outcome]
-        if not self._search.is_one(render):
-            return outcome  # it only stands in the slot, for others to be compared with
-        if outcome == Outcome.LATE:
-            found.reason = _late(RENDERS, behind_ms)
-        elif outcome == Outcome.DUPLICATE:
-            first = self._duplicated(self.impressions.newest(key), render.ts)[-1]
-            self._refer(found, self._rows[first], "this impression was rendered")
-        elif outcome == Outcome.INVALID_TRAFFIC:
-            grown = next(reason for reason, count in self.invalid.items() if count > invalid[reason])
-            found.reason = f"{grown}; it is in the gross figures only"
-        elif outcome == Outcome.REFRESH:
+    def _watch_render(self, found: Finding, render: Render, alone: Batch) -> None:
+        """Apply a render alone, and say what became of it by what is different then."""
+        row, unchecked, invalid = self.impressions.end, self.unchecked, dict(self.invalid)
+        outcomes = list(self.progress[RENDERS].outcomes)
+        self._rows[row] = found
+        refused = self.apply(alone)
+        for letter in refused:
+            self._tell_refused(letter)
+        grown = [number for number, count in enumerate(self.progress[RENDERS].outcomes) if count > outcomes[number]]
+        if self.impressions.end == row:
+            del self._rows[row]
+        only_stands_there = not self._search.is_one(render)  # in the slot, for others to be compared with
+        if refused or not grown or (only_stands_there and grown[0] != Outcome.COUNTED):
+            return
+        found.outcome = OUTCOME_NAMES[grown[0]]
+        if grown[0] == Outcome.DUPLICATE:
+            key = identity(render.source, render.impression_id)
+            self._refer(found, self._rows[self._first_like(key, render.ts)], "this impression was rendered")
+        elif grown[0] == Outcome.INVALID_TRAFFIC:
+            reason = next(reason for reason, count in self.invalid.items() if count > invalid[reason])
+            found.reason = f"{reason}; it is in the gross figures only"
+        elif grown[0] == Outcome.REFRESH:
             nearest = min(self._anchored[place_of(render)], key=lambda one: abs((one.ts or 0) - render.ts))
             self._refer(found, nearest, "the same ad was counted in this slot before this viewer")
-        elif self.unchecked > unchecked:
-            found.reason = ", ".join([found.reason, "could not be asked whether it is a refresh"])
-        return outcome
+        elif grown[0] == Outcome.COUNTED:
+            self._tell_counted(found, row, place_of(render))
+            if self.unchecked > unchecked:
+                found.reason += ", could not be asked whether it is a refresh"
 
-    def _remember(self, key: int, ts: int, cost: int, ledgers: Ledgers, born: int, place: int, older: int) -> int:
-        found = self._render_now
-        if found is None:
-            return super()._remember(key, ts, cost, ledgers, born, place, older)
-        before = _spend(ledgers, ts)
-        row = super()._remember(key, ts, cost, ledgers, born, place, older)
-        self._rows[row] = found
-        if born & COUNTED:
-            self._credit(found, ledgers, ts, _spend(ledgers, ts) - before)
-            found.reason = f"viewability as {STANDARD_NAMES[(born & STANDARD) // 8]}"
-            found.reason += ", a declared refresh" if born & DECLARED else ""
-            found.reason += ", over the frequency cap" if born & OVER_CAP else ""
-            if place:
-                self._anchored.setdefault(place, []).append(found)
-        return row
+    def _first_like(self, key: int, ts: int) -> int:
+        """Return the first row of an identity that a render of this time is a duplicate of."""
+        rows = self.impressions.with_older(self.impressions.newest(key))
+        near = [row for row in rows if abs(self.impressions.ts_of(row) - ts) <= self.rules.dedup_horizon_ms]
+        return near[-1]
+
+    def _tell_counted(self, found: Finding, row: int, place: int) -> None:
+        generation, position = self.impressions.at(row)
+        born, cost = generation.born[position], generation.cost[position]
+        ledgers = generation.groups[generation.which[position]]
+        self._credit(found, ledgers, generation.ts[position], 0 if born & (PER_VIEWABLE | PER_CLICK) else cost)
+        found.reason = f"viewability as {STANDARD_NAMES[(born & STANDARD) // 8]}"
+        found.reason += ", a declared refresh" if born & DECLARED else ""
+        found.reason += ", over the frequency cap" if born & OVER_CAP else ""
+        if born & ANCHOR:
+            self._anchored.setdefault(place, []).append(found)
 
     # --- views and clicks --------------------------------------------------------------------------------------------
 
-    def _join(
-        self, topic: str, offset: int, ts: int, says: int, click: int, key: int, sealed: int, progress: Progress
-    ) -> Outcome | None:
+    def _met_at_once(
+        self, plain: NDArray[np.bool_], rows: Numbers, ts: Numbers, says: NDArray[np.uint8], progress: Progress
+    ) -> NDArray[np.bool_]:
+        """Leave all of them to be decided one after the other."""
+        return np.zeros(len(rows), np.bool_)
+
+    def _join(self, topic: str, offset: int, ts: int, says: int, click: int, key: int, newest: int) -> Outcome | None:
         self._met = None
-        behind_ms = progress.stream_time - ts
-        outcome = super()._join(topic, offset, ts, says, click, key, sealed, progress)
+        outcome = super()._join(topic, offset, ts, says, click, key, newest)
         found = self._findings.get(Place(topic, self.number, offset))
         if found is not None:
-            self._tell_joined(found, outcome, behind_ms)
+            self._tell_joined(found, outcome)
         return outcome
-
-    def _view(self, offset: int, view: Viewability, key: int, sealed: int, progress: Progress) -> Outcome | None:
-        if self._search.is_one(view):
-            self._note(VIEWABILITY, offset, view)
-        return super()._view(offset, view, key, sealed, progress)
-
-    def _click(self, offset: int, click: Click, key: int, sealed: int, progress: Progress) -> Outcome | None:
-        if self._search.is_one(click):
-            self._note(CLICKS, offset, click)
-        return super()._click(offset, click, key, sealed, progress)
 
     def _meet(self, row: int, says: int, click: int) -> Outcome:
         generation, position = self.impressions.at(row)
-        ledgers, ts = generation.groups[generation.which[position]], generation.ts[position]
-        bits, spend = generation.bits[position], _spend(ledgers, ts)
+        bits, born, cost = generation.bits[position], generation.born[position], generation.cost[position]
         outcome = super()._meet(row, says, click)
-        self._met = Met(row, generation.bits[position] & ~bits, _spend(ledgers, ts) - spend)
+        gained = generation.bits[position] & ~bits
+        is_paid = (born & PER_VIEWABLE and gained & VIEWABLE) or (born & PER_CLICK and not says)
+        self._met = Met(row, gained, cost if is_paid else 0)
         return outcome
 
     def _settle_orphans(self) -> None:
@@ -312,16 +331,14 @@ class Witness(Partition):
         super()._settle(waiting, outcome)
         found = self._findings.get(Place(waiting.topic, self.number, waiting.offset))
         if found is not None:
-            self._tell_joined(found, outcome, 0)
+            self._tell_joined(found, outcome)
 
-    def _tell_joined(self, found: Finding, outcome: Outcome | None, behind_ms: int) -> None:
+    def _tell_joined(self, found: Finding, outcome: Outcome | None) -> None:
         ts, rules = found.ts or 0, self.rules
         found.outcome = PENDING if outcome is None else OUTCOME_NAMES[outcome]
         if outcome is None:
             until = ts + rules.early_ms + rules.lateness_ms
             found.reason = f"waits for its render until the stream time of renders passes {clock(until)}"
-        elif outcome == Outcome.LATE:
-            found.reason = _late(found.place.topic, behind_ms)
         elif self._met is None:
             earliest, latest = ts - rules.viewability_horizon_ms, ts + rules.early_ms
             found.reason = f"no render between {clock(earliest)} and {clock(latest)} came in time"
@@ -352,11 +369,6 @@ class Witness(Partition):
         apart_ms = (other.ts or 0) - (found.ts or 0)
         found.refers_to = Reference(other.place, other.ts or 0, apart_ms)
         found.reason = f"{what} {_span(apart_ms)}"
-
-
-def _spend(ledgers: Ledgers, ts: int) -> int:
-    cell = ledgers[0].panes.get(pane_of(ts)) if ledgers else None
-    return 0 if cell is None else cell.spend
 
 
 def _late(topic: str, behind_ms: int) -> str:

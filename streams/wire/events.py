@@ -3,8 +3,8 @@
 A record that is no event becomes a `Malformed` with a reason from `REASONS`; it never disturbs its neighbours.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -25,24 +25,34 @@ REASONS: Final = (
 
 Decode = Callable[[bytes], Event]
 
+_ERRORS: Final = (PriceError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
-def decoder(topic: str) -> Callable[[Iterable[bytes | None]], list[Event | Malformed]]:
+
+def decoder(topic: str) -> Callable[[Sequence[bytes | None]], list[Event | Malformed]]:
     """Return the function that decodes a batch of record values of an input topic, in order."""
-    decode = _DECODERS[topic]
+    decode, check = _DECODERS[topic]
 
-    def decode_batch(values: Iterable[bytes | None]) -> list[Event | Malformed]:
-        events: list[Event | Malformed] = []
-        for value in values:
-            if value is None:
-                events.append(Malformed("null_value", "the record has no value"))
-                continue
-            try:
-                if not value.isascii():
-                    value.decode()  # the decoder below would let bad UTF-8 pass in a field that it skips
-                events.append(decode(value))
-            except (PriceError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                events.append(_malformed(error))
-        return events
+    def decode_batch(values: Sequence[bytes | None]) -> list[Event | Malformed]:
+        try:
+            if b"".join(values).isascii():  # type: ignore[arg-type]  # a value that is None raises
+                events: list[Event | Malformed] = [*map(decode, values)]  # type: ignore[arg-type]
+                check(events)
+                return events
+        except (TypeError, *_ERRORS):
+            pass  # at least one is no event: which, and why, is asked of each
+        return [decode_one(value) for value in values]
+
+    def decode_one(value: bytes | None) -> Event | Malformed:
+        if value is None:
+            return Malformed("null_value", "the record has no value")
+        try:
+            if not value.isascii():
+                value.decode()  # the decoder below would let bad UTF-8 pass in a field that it skips
+            event = decode(value)
+            check([event])
+        except _ERRORS as error:
+            return _malformed(error)
+        return event
 
     return decode_batch
 
@@ -76,19 +86,21 @@ def _invalid(message: str) -> Malformed:
     return Malformed("wrong_type" if ", got `" in problem else "out_of_range", f"{field}: {problem}")
 
 
-_render = msgspec.json.Decoder(Render).decode
+def _check_renders(renders: Sequence[Render]) -> None:
+    """Refuse what types cannot say. Raises PriceError or ValidationError if any of them is no render."""
+    for price, unit in {(bytes(render.price), render.price_unit) for render in renders}:
+        impression_nano(price, unit or "cpm")
+    for currency in {render.currency for render in renders}:
+        if currency is not None and not is_currency(currency):
+            raise msgspec.ValidationError("Expected three capital letters - at `$.currency`")
 
 
-def _decode_render(value: bytes) -> Render:
-    render = _render(value)
-    impression_nano(bytes(render.price), render.price_unit or "cpm")
-    if render.currency is not None and not is_currency(render.currency):
-        raise msgspec.ValidationError("Expected three capital letters - at `$.currency`")
-    return render
+def _check_nothing(_: Sequence[Any]) -> None:
+    """Types say all."""
 
 
-_DECODERS: Final[Mapping[str, Decode]] = {
-    RENDERS: _decode_render,
-    VIEWABILITY: msgspec.json.Decoder(Viewability).decode,
-    CLICKS: msgspec.json.Decoder(Click).decode,
+_DECODERS: Final[Mapping[str, tuple[Decode, Callable[[Sequence[Any]], None]]]] = {
+    RENDERS: (msgspec.json.Decoder(Render).decode, _check_renders),
+    VIEWABILITY: (msgspec.json.Decoder(Viewability).decode, _check_nothing),
+    CLICKS: (msgspec.json.Decoder(Click).decode, _check_nothing),
 }
