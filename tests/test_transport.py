@@ -89,7 +89,7 @@ def test_the_fetcher_still_keeps_what_the_thread_reaches_into() -> None:
     assert "self._records[tp] = FetchResult(" in inspect.getsource(fetcher.Fetcher._proc_fetch_request)
     assert "self._partition_records" in inspect.getsource(fetcher.FetchResult.__init__)
     unpack = inspect.getsource(fetcher.PartitionRecords._unpack_records)
-    assert "records = self._records\n        while records.has_next():\n            next_batch = records.next_batch()" in unpack
+    assert "while records.has_next():\n            next_batch = records.next_batch()" in unpack
     assert "if record.offset < self.next_fetch_offset" in unpack
     assert "self.next_fetch_offset = next_batch.next_offset" in unpack
     assert "res_or_error.getall(max_records)" in inspect.getsource(fetcher.Fetcher.fetched_records)

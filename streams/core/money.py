@@ -49,8 +49,8 @@ def parse_decimal(text: str) -> Decimal:
 
 
 @lru_cache(maxsize=65_536)
-def impression_nano(json_text: bytes, unit: PriceUnit = "cpm") -> int | None:
-    """Return what one impression costs in nano-units, given the price as JSON text; None for `null`.
+def impression_nano(json_text: bytes, unit: PriceUnit | None = None) -> int | None:
+    """Return what one impression costs in nano-units, given the price as JSON text; None for `null`. No unit is "cpm".
 
     A price is a JSON string or number (README, events). Raises PriceError for anything else, and out of 0 to 1,000,000.
     """
@@ -59,7 +59,7 @@ def impression_nano(json_text: bytes, unit: PriceUnit = "cpm") -> int | None:
     quoted = json_text[:1] == b'"'
     text = json_text[1:-1].decode() if quoted else json_text.decode()
     price = parse_decimal(text)
-    nano_places, unit_places = _UNITS[unit]
+    nano_places, unit_places = _UNITS[unit or "cpm"]
     if not 0 <= price.scaleb(-unit_places, _CONTEXT) <= MAX_PRICE:
         raise PriceError("not between 0 and 1,000,000")
     return _rounded(price, nano_places)

@@ -92,7 +92,7 @@ NOBODYS: Final[Ledgers] = ()
 
 _KNOWN_ADS: Final = 65_536
 """Ads that are known by their fields: a new one costs three times as much."""
-_ts_of = attrgetter("ts")
+_ts_of, _price_of, _unit_of = map(attrgetter, ("ts", "price", "price_unit"))
 
 # What each kind of view says, as bits of a row (MRC: a verdict on viewability implies that it could be measured).
 _SAYS: Final[Mapping[str, int]] = {
@@ -224,15 +224,20 @@ def _seed(source: str | None) -> int:
     return xxhash.xxh3_64_intdigest((source or DEFAULT_SOURCE).encode())
 
 
-class _Ad(NamedTuple):
+class _Ad:
     """What renders of one ad have in common."""
 
-    born: int
-    """What a row of it is born with, if it counts."""
-    place: int
-    """What the keys of its places are made from; NOWHERE without a slot."""
-    ledgers: Ledgers
-    """Where it is counted, unless something is agreed for its campaign: then its time decides."""
+    __slots__ = ("born", "free", "place", "priced")
+
+    def __init__(self, born: int, place: int) -> None:
+        self.born = born
+        """What a row of it is born with, if it counts."""
+        self.place = place
+        """What the keys of its places are made from; NOWHERE where it has none."""
+        self.priced: Ledgers | None = None
+        """Where it is counted at its own price,"""
+        self.free: Ledgers | None = None
+        """and without any; None until that was looked up."""
 
 
 class _Judged(NamedTuple):
@@ -283,8 +288,8 @@ class Partition:
         }
         fields = ("slot_id", "creative_id", "format", "device", "width", "height", "currency", *self.books.fields)
         self._fields_of_ad = attrgetter(*fields)
-        self._ads: tuple[dict[Any, _Ad], dict[Any, _Ad]] = ({}, {})
-        """The ads met lately by their fields: with a price, and without."""
+        self._ads: dict[Any, _Ad] = {}
+        """The ads met lately, by their fields."""
         self._counted_to = 0
         """Row up to which the cells hold all renders."""
         self._gained_rows = array("Q")
@@ -309,11 +314,7 @@ class Partition:
     def change_campaigns(self, campaigns: Campaigns) -> None:
         """Let other terms hold for renders to come."""
         self.campaigns = campaigns
-        self._forget_ads()
-
-    def _forget_ads(self) -> None:
-        for ads in self._ads:
-            ads.clear()
+        self._ads.clear()
 
     def remembered(self) -> int:
         """Return how many impressions and waiting events are held: what the memory of a partition grows with."""
@@ -342,10 +343,11 @@ class Partition:
         """Say, at a glance at all of them, whether rules 1 and 2 surely have nothing against any event."""
         if Malformed in set(map(type, events)):
             return False
-        times = [time for time in own_times if time is not None]
-        if len(times) < len(own_times):
-            return False
-        return not times or max(map(_ts_of, events)) <= min(times) + self.rules.future_ms
+        if not own_times or None in own_times:
+            return not own_times
+        earliest: int = min(own_times)  # type: ignore[type-var, assignment]
+        newest: int = max(map(_ts_of, events))
+        return newest <= earliest + self.rules.future_ms
 
     def _refused(
         self,
@@ -447,14 +449,14 @@ class Partition:
     ) -> _Judged:
         """Decide rules 5, 6 and 8, and what each render costs."""
         rules, anchors, digest = self.rules, self.anchors.by_place, xxhash.xxh3_64_intdigest
-        fields_of_ad, (priced, free) = self._fields_of_ad, self._ads
         is_asked, slack = bool(rules.refresh_interval_ms), rules.refresh_slack_ms
         judged = _Judged(bytearray(), array("Q"), [], [])
         invalid = refreshes = 0
-        for render, ts, behind in zip(renders, times, behinds, strict=True):
-            cost = impression_nano(bytes(render.price), render.price_unit or "cpm")
-            ad = (free if cost is None else priced).get(fields_of_ad(render)) or self._new_ad(render, cost)
-            born, ledgers, place = ad.born, ad.ledgers, NOWHERE
+        prices = map(impression_nano, map(bytes, map(_price_of, renders)), map(_unit_of, renders))
+        ads = map(self._ads.get, map(self._fields_of_ad, renders))
+        for render, ts, behind, own, known_ad in zip(renders, times, behinds, prices, ads, strict=True):
+            ad, cost, place = known_ad or self._new_ad(render), own, NOWHERE
+            born, ledgers = ad.born, ad.free if cost is None else ad.priced
             if (render.invalid or render.user_agent or render.ip) and self._is_invalid(render):
                 born = INVALID
                 invalid += 1
@@ -473,8 +475,8 @@ class Partition:
                     anchors[place] = (*known, ts)
                 if born and render.refresh is not None:
                     born |= DECLARED
-            if born and self.campaigns.by_id:
-                cost, agreed, ledgers = self._priced(render, cost, born, ledgers)
+            if ledgers is None:
+                cost, agreed, ledgers = self._priced(render, cost, born, ad)
                 born |= agreed
             judged.born.append(born)
             judged.places.append(place)
@@ -485,17 +487,13 @@ class Partition:
         progress.outcomes[_COUNTED] += len(judged.born) - invalid - refreshes
         return judged
 
-    def _new_ad(self, render: Render, cost: int | None) -> _Ad:
-        """Look an ad up for the first time. Keyed by impression, nobody sees all renders of one place."""
-        ads = self._ads[cost is None]
-        if len(ads) >= _KNOWN_ADS:
-            ads.clear()
-        currency = NO_CURRENCY if cost is None else render.currency or DEFAULT_CURRENCY
+    def _new_ad(self, render: Render) -> _Ad:
+        """Look an ad up. Keyed by impression, nobody sees all renders of one place."""
+        if len(self._ads) >= _KNOWN_ADS:
+            self._ads.clear()
         asks = self.rules.refresh_interval_ms and self.rules.key == "viewer" and render.slot_id
-        agreed = render.campaign_id in self.campaigns.by_id
-        ledgers = NOBODYS if agreed else self.books.of(render, currency)
-        ad = _Ad(COUNTED | standard_of(render) * 8, ad_of(render) if asks else NOWHERE, ledgers)
-        ads[self._fields_of_ad(render)] = ad
+        ad = _Ad(COUNTED | standard_of(render) * 8, ad_of(render) if asks else NOWHERE)
+        self._ads[self._fields_of_ad(render)] = ad
         return ad
 
     def _is_invalid(self, render: Render) -> bool:
@@ -645,18 +643,21 @@ class Partition:
 
     # --- what an impression costs and where it is counted ----------------------------------------------------------
 
-    def _priced(
-        self, render: Render, cost: int | None, born: int, ledgers: Ledgers
-    ) -> tuple[int | None, int, Ledgers]:
+    def _priced(self, render: Render, cost: int | None, born: int, ad: _Ad) -> tuple[int | None, int, Ledgers]:
         """Return what a render costs in nano-units, for what and whether over the cap (bits of a row), and its ledgers.
 
-        Its own price holds, unless its campaign has terms.
+        Its own price holds, unless its campaign has terms; where nothing is agreed, the ad remembers its ledgers.
         """
+        currency = NO_CURRENCY if cost is None else render.currency or DEFAULT_CURRENCY
         campaign = self.campaigns.by_id.get(render.campaign_id)
         if campaign is None:
+            ledgers = self.books.of(render, currency)
+            if cost is None:
+                ad.free = ledgers
+            else:
+                ad.priced = ledgers
             return cost, 0, ledgers
         terms, agreed = campaign.terms_at(render.ts), 0
-        currency = NO_CURRENCY if cost is None else render.currency or DEFAULT_CURRENCY
         if terms is not None:
             cost, currency, agreed = terms.nano, campaign.currency, BASIS[terms.model]
         if born & COUNTED and (terms is not None or not campaign.terms):
@@ -744,7 +745,7 @@ class Partition:
         if bound > self.bound:
             self.books.forget(self.bound, bound)
             self.bound = bound
-            self._forget_ads()
+            self._ads.clear()
         horizon = self._earliest_possible_render() - self.rules.dedup_horizon_ms
         self.impressions.forget_before(min(bound, horizon))
 

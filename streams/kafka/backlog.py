@@ -13,10 +13,10 @@ from streams.core.events import TOPICS, Event, Malformed
 from streams.core.partition import Batch
 from streams.wire.events import decoder
 
-CHUNK: Final = 1_000
+CHUNK: Final = 2_000
 """Records applied at a time: the event loop is held no longer, so that heartbeats and scrapes are answered."""
 
-FULL: Final = 16
+FULL: Final = 8
 """Chunks of a topic that may lie here before its fetching is paused."""
 
 APPENDED: Final = "appended"

@@ -89,7 +89,7 @@ def _invalid(message: str) -> Malformed:
 def _check_renders(renders: Sequence[Render]) -> None:
     """Refuse what types cannot say. Raises PriceError or ValidationError if any of them is no render."""
     for price, unit in {(bytes(render.price), render.price_unit) for render in renders}:
-        impression_nano(price, unit or "cpm")
+        impression_nano(price, unit)
     for currency in {render.currency for render in renders}:
         if currency is not None and not is_currency(currency):
             raise msgspec.ValidationError("Expected three capital letters - at `$.currency`")
