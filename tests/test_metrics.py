@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from streams.core.events import CLICKS, RENDERS, VIEWABILITY, Click, Render, Viewability
@@ -12,6 +11,7 @@ from streams.core.partition import Batch, Partition
 from streams.core.rollup import Head, Partial, Rollup
 from streams.core.rules import OUTCOME_NAMES, Rules
 from streams.metrics.collector import Collector
+from streams.metrics.exposition import page_of
 from streams.metrics.reading import Reading
 from streams.wire.campaigns import parse_campaigns
 from streams.wire.events import REASONS, decoder
@@ -101,10 +101,9 @@ class Bench:
         return Reading({0: self.partition}, {0: self.rollup}, {(RENDERS, 0): 17}, quiet_ms, 1.5, True, self.campaigns)
 
     def page(self, quiet_ms: int = 0) -> str:
-        registry = CollectorRegistry()
         shown = self.min_sample, self.max_campaigns
-        registry.register(Collector(lambda: self.reading(quiet_ms), WINDOWS, "9.9", *shown, max_remembered=77))
-        return generate_latest(registry).decode()
+        collector = Collector(lambda: self.reading(quiet_ms), WINDOWS, "9.9", *shown, max_remembered=77)
+        return page_of(collector.collect()).decode()
 
     def samples(self, quiet_ms: int = 0) -> list[Any]:
         families = text_string_to_metric_families(self.page(quiet_ms))

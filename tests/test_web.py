@@ -20,10 +20,9 @@ HOSTILE = '"><script>alert(1)</script>'
 @asynccontextmanager
 async def served(bench: Bench, *not_ready: str) -> AsyncIterator[aiohttp.ClientSession]:
     settings = load(http_port=0)
-    registry = CollectorRegistry()
-    registry.register(Collector(bench.reading, settings.windows, "9.9", max_remembered=77))
+    collector = Collector(bench.reading, settings.windows, "9.9", max_remembered=77)
     async with (
-        Site(settings, registry, bench.reading, lambda: list(not_ready)) as site,
+        Site(settings, collector, CollectorRegistry(), bench.reading, lambda: list(not_ready)) as site,
         aiohttp.ClientSession(site.url) as session,
     ):
         yield session
@@ -47,7 +46,7 @@ async def test_metrics_come_in_the_format_that_is_asked_for() -> None:
         status, page, headers = await text(session, "/metrics")
         assert status == 200
         assert headers["Content-Type"].startswith("text/plain")
-        assert 'ads_served_impressions_total{campaign="spring",currency="USD"} 1.0' in page
+        assert 'ads_served_impressions_total{campaign="spring",currency="USD"} 1\n' in page
         _, page, headers = await text(session, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
         assert headers["Content-Type"].startswith("application/openmetrics-text")
         assert page.endswith("# EOF\n")
@@ -104,7 +103,8 @@ async def test_only_reading_is_allowed_and_other_paths_do_not_exist() -> None:
 
 async def test_a_used_port_is_one_clear_line() -> None:
     settings = load(http_port=0)
-    async with Site(settings, CollectorRegistry(), Bench().reading, list) as site:
+    collector = Collector(Bench().reading, settings.windows, "9.9", max_remembered=77)
+    async with Site(settings, collector, CollectorRegistry(), Bench().reading, list) as site:
         again = load(http_port=int(site.url.rsplit(":", 1)[1]))
         with pytest.raises(SiteError, match="try another --http-port"):
-            await Site(again, CollectorRegistry(), Bench().reading, list).__aenter__()
+            await Site(again, collector, CollectorRegistry(), Bench().reading, list).__aenter__()

@@ -105,17 +105,15 @@ async def _work(settings: Settings, campaigns: Campaigns, accept_settings: bool,
             log.error("campaigns not reloaded: the broker has not answered yet; try again when /readyz is 200")
 
     loop.add_signal_handler(signal.SIGHUP, reload)
-    registry.register(
-        Collector(
-            read,
-            settings.windows,
-            version("impression-streams"),
-            settings.min_sample,
-            settings.max_campaigns,
-            max_remembered=settings.max_remembered,
-        )
+    collector = Collector(
+        read,
+        settings.windows,
+        version("impression-streams"),
+        settings.min_sample,
+        settings.max_campaigns,
+        max_remembered=settings.max_remembered,
     )
-    async with Site(settings, registry, read, not_ready) as site:
+    async with Site(settings, collector, registry, read, not_ready) as site:
         log.info("worker started", url=site.url, broker=settings.broker)
         partitions = await _partitions(settings, stop)
         if partitions is not None:

@@ -30,7 +30,7 @@ def held_between(held: Collection[int], start: int, stop: int) -> list[int]:
     return [pane for pane in range(start, stop, PANE_MS) if pane in held]
 
 
-class Cell(msgspec.Struct, array_like=True):
+class Cell(msgspec.Struct, array_like=True, gc=False):
     """The figures of one series in one slice of event time. Impressions and clicks are counts, spend is nano-units."""
 
     served: int = 0
@@ -73,7 +73,7 @@ class Cell(msgspec.Struct, array_like=True):
         )
 
 
-class Series(msgspec.Struct, frozen=True, order=True, array_like=True):
+class Series(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
     """Whose figures a cell holds: what one source counted of one campaign in one currency.
 
     With a dimension, only of those impressions that have this value there: a segment.
@@ -114,7 +114,7 @@ class Ledger:
             del self.panes[pane]
 
 
-class Touched(msgspec.Struct, frozen=True):
+class Touched(msgspec.Struct, frozen=True, gc=False):
     """A cell that changed: all of its figures, not the change."""
 
     series: Series

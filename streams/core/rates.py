@@ -10,7 +10,7 @@ from streams.core.panes import Cell
 
 def ratio(numerator: int, denominator: int, min_sample: int = 1) -> float | None:
     """Return the correctly rounded quotient; None while the denominator is 0 or below the smallest sample."""
-    return numerator / denominator if denominator >= max(1, min_sample) else None
+    return numerator / denominator if denominator and denominator >= min_sample else None
 
 
 def cpm(cell: Cell, min_sample: int = 1) -> float | None:
@@ -49,4 +49,4 @@ def ctr(cell: Cell, min_sample: int = 1) -> float | None:
 
 
 def _per(nano: int, count: int, min_sample: int) -> float | None:
-    return nano / (count * NANO) if count >= max(1, min_sample) else None
+    return nano / (count * NANO) if count and count >= min_sample else None

@@ -1,14 +1,15 @@
-"""The Prometheus collector: every metric of the contract, read from the state when Prometheus asks.
+"""Every metric of the contract, read from the state when Prometheus asks.
 
 Series end when their campaign ends, a ratio without denominator has no series, and known label sets start at 0.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import compress
+from operator import attrgetter
 from typing import Final
 
 from prometheus_client import disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector as BaseCollector
 
 from streams.core import rates
 from streams.core.campaigns import Campaigns
@@ -18,7 +19,8 @@ from streams.core.panes import Cell
 from streams.core.partition import NEVER
 from streams.core.rules import OUTCOME_NAMES
 from streams.core.traffic import INVALID_REASONS
-from streams.metrics.reading import Line, Reading, Shown, by_campaign, shown, summed
+from streams.metrics.exposition import Families, Labels, Table
+from streams.metrics.reading import Line, Reading, Shown, by_campaign, in_steps, summed
 from streams.wire.events import REASONS
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -26,20 +28,20 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 _Number = int | float
 
 _TOTALS: Final[list[tuple[str, str, Callable[[Cell], _Number]]]] = [
-    ("ads_served_impressions", "Impressions that count", lambda cell: cell.served),
-    ("ads_measurable_impressions", "Served impressions whose viewability was measured", lambda cell: cell.measurable),
-    ("ads_viewable_impressions", "Measurable impressions that met the standard", lambda cell: cell.viewable),
-    ("ads_clicks", "Clicks that count", lambda cell: cell.clicks),
+    ("ads_served_impressions", "Impressions that count", attrgetter("served")),
+    ("ads_measurable_impressions", "Served impressions whose viewability was measured", attrgetter("measurable")),
+    ("ads_viewable_impressions", "Measurable impressions that met the standard", attrgetter("viewable")),
+    ("ads_clicks", "Clicks that count", attrgetter("clicks")),
     ("ads_spend", "What the served impressions cost, in currency units", lambda cell: cell.spend / NANO),
-    ("ads_gross_impressions", "Served and invalid impressions", lambda cell: cell.gross),
-    ("ads_declared_refresh_impressions", "Served impressions declared to be refreshes", lambda cell: cell.declared),
-    ("ads_over_cap_impressions", "Served impressions beyond the frequency cap", lambda cell: cell.over_cap),
+    ("ads_gross_impressions", "Served and invalid impressions", attrgetter("gross")),
+    ("ads_declared_refresh_impressions", "Served impressions declared to be refreshes", attrgetter("declared")),
+    ("ads_over_cap_impressions", "Served impressions beyond the frequency cap", attrgetter("over_cap")),
 ]
 _WINDOWS: Final[list[tuple[str, str, Callable[[Cell], _Number]]]] = [
-    ("ads_window_served", "Impressions that count in the window", lambda cell: cell.served),
-    ("ads_window_measurable", "Measurable impressions in the window", lambda cell: cell.measurable),
-    ("ads_window_viewable", "Viewable impressions in the window", lambda cell: cell.viewable),
-    ("ads_window_clicks", "Clicks of the window's impressions", lambda cell: cell.clicks),
+    ("ads_window_served", "Impressions that count in the window", attrgetter("served")),
+    ("ads_window_measurable", "Measurable impressions in the window", attrgetter("measurable")),
+    ("ads_window_viewable", "Viewable impressions in the window", attrgetter("viewable")),
+    ("ads_window_clicks", "Clicks of the window's impressions", attrgetter("clicks")),
     ("ads_window_spend", "What the window's impressions cost, in currency units", lambda cell: cell.spend / NANO),
 ]
 _MONEY_RATES: Final = [
@@ -62,7 +64,7 @@ _SEGMENTS: Final[list[tuple[str, str, Callable[[Cell, int], _Number | None]]]] =
 ]
 
 
-class Collector(BaseCollector):
+class Collector:
     """Reads the state at each scrape. `windows` are the names of the rolling windows, in the order of their sums."""
 
     def __init__(
@@ -81,21 +83,20 @@ class Collector(BaseCollector):
         self._min_sample = min_sample
         self._max_campaigns = max_campaigns
         self._max_remembered = max_remembered
+        self._labels = Labels()
 
-    def describe(self) -> Iterable[Metric]:
-        """Return nothing, so that registering does not read a state that is not there yet."""
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield every metric family."""
+    def collect(self) -> Families:
+        """Yield every metric family, and None where others may have their turn: a page takes long to write."""
         reading = self._read()
-        lines = shown(reading, self._max_campaigns)
+        lines = yield from in_steps(reading, self._max_campaigns)
         campaigns = by_campaign([*lines.billed, *lines.others])
+        yield None
         yield from self._totals(lines.billed)
         yield from self._window_gauges([*lines.billed, *lines.others])
         yield from self._ratios(campaigns)
         yield from self._sources(lines)
         yield from self._segments(lines.segments)
+        yield None
         yield _targets(reading.campaigns, campaigns)
         yield GaugeMetricFamily(
             "streams_overflow_campaigns", "Campaigns that are shown as one, _other", lines.overflow
@@ -104,82 +105,81 @@ class Collector(BaseCollector):
         yield from _partitions(reading)
         yield from self._worker(reading)
 
-    def _totals(self, billed: list[Line]) -> Iterator[Metric]:
+    def _totals(self, billed: list[Line]) -> Families:
+        rows = ((line.series.campaign_id, line.series.currency) for line in billed)
+        labels, totals = self._labels.texts(("campaign", "currency"), rows), [line.total for line in billed]
+        yield None
         for name, text, figure in _TOTALS:
-            family = CounterMetricFamily(name, text, labels=["campaign", "currency"])
-            for line in billed:
-                family.add_metric([line.series.campaign_id, line.series.currency], figure(line.total))
-            yield family
+            yield Table(name, text, "counter", labels, [*map(figure, totals)])
+            yield None
 
-    def _in_windows(self, billed: list[Line]) -> Iterator[tuple[list[str], Cell]]:
-        for line in billed:
-            for window, cell in zip(self._windows, line.windows or (), strict=False):
-                yield [line.series.campaign_id, line.series.currency, window], cell
-
-    def _window_gauges(self, billed: list[Line]) -> Iterator[Metric]:
-        cells = list(self._in_windows(billed))
+    def _window_gauges(self, lines: list[Line]) -> Families:
+        rows = (
+            (line.series.campaign_id, line.series.currency, window)
+            for line in lines
+            if line.windows
+            for window in self._windows
+        )
+        labels = self._labels.texts(("campaign", "currency", "window"), rows)
+        cells = [cell for line in lines for cell in line.windows or ()]
+        yield None
         for name, text, figure in _WINDOWS:
-            family = GaugeMetricFamily(name, text, labels=["campaign", "currency", "window"])
-            for labels, cell in cells:
-                family.add_metric(labels, figure(cell))
-            yield family
+            yield Table(name, text, "gauge", labels, [*map(figure, cells)])
+            yield None
+        is_priced = [line.series.currency != NO_CURRENCY for line in lines for _ in line.windows or ()]
+        labels, cells = [*compress(labels, is_priced)], [*compress(cells, is_priced)]
         for name, text, rate in _MONEY_RATES:
-            family = GaugeMetricFamily(name, text, labels=["campaign", "currency", "window"])
-            for labels, cell in cells:
-                value = rate(cell, self._min_sample) if labels[1] != NO_CURRENCY else None
-                if value is not None:
-                    family.add_metric(labels, value)
-            yield family
+            yield Table(name, text, "gauge", labels, [rate(cell, self._min_sample) for cell in cells])
+            yield None
 
-    def _ratios(self, campaigns: Mapping[str, list[Cell]]) -> Iterator[Metric]:
+    def _ratios(self, campaigns: Mapping[str, list[Cell]]) -> Families:
+        rows = ((campaign, window) for campaign in campaigns for window in self._windows)
+        labels = self._labels.texts(("campaign", "window"), rows)
+        cells = [cell for sums in campaigns.values() for cell in sums]
+        yield None
         for name, text, rate in _COUNT_RATES:
-            family = GaugeMetricFamily(name, text, labels=["campaign", "window"])
-            for campaign, cells in campaigns.items():
-                for window, cell in zip(self._windows, cells, strict=True):
-                    value = rate(cell, self._min_sample)
-                    if value is not None:
-                        family.add_metric([campaign, window], value)
-            yield family
+            yield Table(name, text, "gauge", labels, [rate(cell, self._min_sample) for cell in cells])
+            yield None
 
-    def _sources(self, lines: Shown) -> Iterator[Metric]:
+    def _sources(self, lines: Shown) -> Iterator[Table]:
         totals: dict[tuple[str, str], int] = {}
         for line in (*lines.billed, *lines.foreign):
             place = line.series.campaign_id, line.series.source
             totals[place] = totals.get(place, 0) + line.total.served
-        family = CounterMetricFamily(
-            "ads_source_impressions", "Impressions that count, by who counted", labels=["campaign", "source"]
+        yield Table(
+            "ads_source_impressions",
+            "Impressions that count, by who counted",
+            "counter",
+            self._labels.texts(("campaign", "source"), totals),
+            [*totals.values()],
         )
-        for place, served in totals.items():
-            family.add_metric(list(place), served)
-        yield family
         yield self._discrepancies(lines)
 
-    def _discrepancies(self, lines: Shown) -> Metric:
-        family = GaugeMetricFamily(
-            "ads_discrepancy_ratio",
-            "(Source - billing source) / one of the two, of impressions in the window",
-            labels=["campaign", "source", "window", "of"],
-        )
+    def _discrepancies(self, lines: Shown) -> Table:
+        ratios: dict[tuple[str, ...], float | None] = {}
         billing = by_campaign(lines.billed)
         for (campaign, source), cells in summed(lines.foreign, lambda one: (one.campaign_id, one.source)).items():
             billed = billing.get(campaign, [Cell() for _ in cells])
             for window, cell, other in zip(self._windows, cells, billed, strict=True):
                 for of, base in (("source", cell.served), ("billing", other.served)):
-                    value = rates.ratio(cell.served - other.served, base, self._min_sample)
-                    if value is not None:
-                        family.add_metric([campaign, source, window, of], value)
-        return family
+                    ratios[campaign, source, window, of] = rates.ratio(
+                        cell.served - other.served, base, self._min_sample
+                    )
+        return Table(
+            "ads_discrepancy_ratio",
+            "(Source - billing source) / one of the two, of impressions in the window",
+            "gauge",
+            self._labels.texts(("campaign", "source", "window", "of"), ratios),
+            [*ratios.values()],
+        )
 
-    def _segments(self, segments: list[Line]) -> Iterator[Metric]:
+    def _segments(self, segments: list[Line]) -> Iterator[Table]:
         sums = summed(segments, lambda one: (one.campaign_id, one.dimension, one.value))
+        rows = ((*place, window) for place in sums for window in self._windows)
+        labels = self._labels.texts(("campaign", "dimension", "value", "window"), rows)
         for name, text, figure in _SEGMENTS:
-            family = GaugeMetricFamily(name, text, labels=["campaign", "dimension", "value", "window"])
-            for place, cells in sums.items():
-                for window, cell in zip(self._windows, cells, strict=True):
-                    value = figure(cell, self._min_sample)
-                    if value is not None:
-                        family.add_metric([*place, window], value)
-            yield family
+            values = [figure(cell, self._min_sample) for cells in sums.values() for cell in cells]
+            yield Table(name, text, "gauge", labels, values)
 
     def _worker(self, reading: Reading) -> Iterator[Metric]:
         if reading.recovery_seconds is not None:

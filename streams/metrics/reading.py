@@ -3,14 +3,15 @@
 Law: a reading changes nothing. Counts of a campaign may be added over its currencies; money never is.
 """
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Mapping
+from copy import copy
 from heapq import nlargest
 from typing import Final, NamedTuple, TypeVar
 
 from streams.core.campaigns import Campaigns
 from streams.core.panes import Cell, Series
 from streams.core.partition import NEVER, Partition
-from streams.core.rollup import Rollup
+from streams.core.rollup import Account, Rollup
 
 K = TypeVar("K", bound=Hashable)
 
@@ -65,12 +66,32 @@ class Shown(NamedTuple):
     """How many campaigns are not shown by name."""
 
 
+_AT_ONCE: Final = 500
+"""Series that are read between two moments at which others may have their turn."""
+
+
 def shown(reading: Reading, max_campaigns: int) -> Shown:
     """Return every series that this worker adds up; above so many campaigns, those that served most by name."""
-    lines = list(_lines(reading))
+    steps = in_steps(reading, max_campaigns)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: Shown = end.value
+            return result
+
+
+def in_steps(reading: Reading, max_campaigns: int) -> Generator[None, None, Shown]:
+    """Return what `shown` does, and let others have their turn where it yields: a series is read at once."""
+    accounts = [(rollup, account) for rollup in reading.rollups.values() for account in rollup.accounts.values()]
+    lines: list[Line] = []
+    for start in range(0, len(accounts), _AT_ONCE):
+        lines += [_line(reading, *one) for one in accounts[start : start + _AT_ONCE]]
+        yield None
     names = _names(lines, max_campaigns)
     result = Shown([], [], [], [], len({line.series.campaign_id for line in lines}) - len(names))
     others: dict[str, list[Cell]] = {}
+    yield None
     for line in lines:
         series, billed = line.series, reading.campaigns.is_billed(line.series)
         if series.campaign_id not in names:
@@ -86,11 +107,9 @@ def shown(reading: Reading, max_campaigns: int) -> Shown:
     return result
 
 
-def _lines(reading: Reading) -> Iterator[Line]:
-    for rollup in reading.rollups.values():
-        now = shown_time(rollup, reading.quiet_ms)
-        for account in rollup.accounts.values():
-            yield Line(account.series, account.total, account.rolling.at(now))
+def _line(reading: Reading, rollup: Rollup, account: Account) -> Line:
+    windows = account.rolling.at(shown_time(rollup, reading.quiet_ms))
+    return Line(account.series, copy(account.total), None if windows is None else [*map(copy, windows)])
 
 
 def _names(lines: list[Line], max_campaigns: int) -> Collection[str]:
@@ -125,5 +144,10 @@ def summed(lines: Iterable[Line], name_of: Callable[[Series], K]) -> dict[K, lis
     sums: dict[K, list[Cell]] = {}
     for line in lines:
         if line.windows is not None:
-            _add(sums.setdefault(name_of(line.series), [Cell() for _ in line.windows]), line.windows)
+            name = name_of(line.series)
+            if name in sums:
+                sums[name] = [*map(copy, sums[name])]
+                _add(sums[name], line.windows)
+            else:
+                sums[name] = line.windows
     return sums

@@ -3,16 +3,19 @@
 Nothing here knows a viewer, and no campaign name is ever markup: the server escapes it, the script sets it as text.
 """
 
+import asyncio
 from collections.abc import Callable
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Self
 
 import orjson
 from aiohttp import web
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 
+from streams.metrics.collector import Collector
+from streams.metrics.exposition import Page
 from streams.metrics.reading import Reading
 from streams.settings import Settings
 from streams.web.figures import Row, campaigns, stream
@@ -33,17 +36,20 @@ class SiteError(Exception):
 class Site:
     """The server. Use as an async context manager; `url` has the real port when 0 was asked for.
 
-    `read` gives the state at this moment, `not_ready` a line for every reason why this worker does no work.
+    /metrics shows what `collector` reads from the state, and the other metrics of `registry`. `read` gives the state at
+    this moment, `not_ready` a line for every reason why this worker does no work.
     """
 
     def __init__(
         self,
         settings: Settings,
+        collector: Collector,
         registry: CollectorRegistry,
         read: Callable[[], Reading],
         not_ready: Callable[[], list[str]],
     ) -> None:
         self._settings = settings
+        self._collector = collector
         self._registry = registry
         self._read = read
         self._not_ready = not_ready
@@ -80,8 +86,14 @@ class Site:
         return f"http://{self._settings.http_host}:{self._runner.addresses[0][1]}"
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+        """Write the page of all metrics. Between its parts, events are counted and heartbeats sent."""
+        page = Page(request.headers.get("Accept", ""))
+        for family in chain(self._collector.collect(), self._registry.collect()):
+            if family is None:
+                await asyncio.sleep(0)
+            else:
+                page.write(family)
+        return web.Response(body=page.body, headers={"Content-Type": page.content_type})
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(text="alive\n")

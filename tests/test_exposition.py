@@ -1,0 +1,65 @@
+"""Pages of very many series, against prometheus_client: its writer of the same samples, and its parsers."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from streams.metrics.exposition import Labels, Table, page_of
+from tests.test_properties import THOROUGH
+
+ACCEPTS = {"": parse_text, "application/openmetrics-text; version=1.0.0": parse_openmetrics}
+NAMES = ("campaign", "currency")
+FAMILIES: dict[str, Any] = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
+
+hostile = st.sampled_from(['"', "\\", "\n", "\\n", '"} 1'])
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | hostile
+values = st.integers(0, 2**60) | st.floats(0, 1e18) | st.none()
+series = st.dictionaries(st.tuples(texts, texts), values, max_size=5)
+
+
+def read(page: bytes, accept: str) -> Any:
+    return [
+        (family.name, family.type, [(one.name, one.labels, float(one.value)) for one in family.samples])
+        for family in ACCEPTS[accept](page.decode())
+    ]
+
+
+def written_by_the_library(kind: str, rows: dict[tuple[str, str], float | None], accept: str) -> bytes:
+    family = FAMILIES[kind]("ads_x", "What it is", labels=list(NAMES))
+    for row, value in rows.items():
+        if value is not None:
+            family.add_metric(list(row), value)
+
+    class Only:
+        def collect(self) -> list[Any]:
+            return [family]
+
+    registry = CollectorRegistry()
+    registry.register(Only())  # type: ignore[arg-type]
+    return choose_encoder(accept)[0](registry)
+
+
+@THOROUGH
+@pytest.mark.parametrize("accept", ACCEPTS)
+@pytest.mark.parametrize("kind", FAMILIES)
+@given(rows=series)
+def test_a_table_says_what_the_library_would_say_of_the_same_samples(kind, accept, rows):
+    table = Table("ads_x", "What it is", kind, Labels().texts(NAMES, rows), [*rows.values()])
+    page = page_of([table, None], accept)
+    assert read(page, accept) == read(written_by_the_library(kind, rows, accept), accept)
+
+
+def test_labels_are_kept_for_the_next_page_and_no_longer() -> None:
+    labels = Labels()
+    (first,) = labels.texts(NAMES, [("a", "USD")])
+    assert labels.texts(NAMES, [("b", "USD"), ("a", "USD")])[1] is first
+    labels.texts(NAMES, [])
+    assert labels.texts(NAMES, [("a", "USD")]) == [first]
+    assert labels.texts(NAMES, [("a", "USD")])[0] is not first
