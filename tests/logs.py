@@ -165,7 +165,7 @@ def assert_as_the_oracle(state: Partition, logs: Logs, counting: Counting | None
 
 
 class Desk:
-    """Decides events one by one as they come, and holds the oracle beside each step."""
+    """Decides events one by one as they come, and all of them at once; holds the oracle beside each step."""
 
     def __init__(self, agreed: dict[str, Any] | None = None, segments: tuple[str, ...] = (), **rules: Any) -> None:
         self.counting = Counting(Rules(**rules), agreed or {}, segments)
@@ -184,8 +184,17 @@ class Desk:
         self.state.apply(batch(topic, [record]))
         after = self.outcomes(topic)
         assert_as_the_oracle(self.state, self.logs, self.counting)
+        assert_as_the_oracle(self.at_once(), self.logs, self.counting)
         (grown,) = [outcome for outcome in after if after[outcome] > before.get(outcome, 0)]
         return grown
+
+    def at_once(self) -> Partition:
+        """A partition that is given each topic so far in one batch."""
+        state = self.counting.partition()
+        for topic in TOPICS:
+            if self.logs[topic]:
+                state.apply(batch(topic, self.logs[topic]))
+        return state
 
     def give_all(self, *events: Event) -> list[str]:
         return [self.give(event) for event in events]

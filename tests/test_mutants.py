@@ -40,17 +40,6 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
-    Mutant(
-        "renders exactly the refresh interval apart are refreshes",
-        "core/refresh.py",
-        "abs(ts_ms - anchor) < self._interval_ms",
-        "abs(ts_ms - anchor) <= self._interval_ms",
-        "refresh",
-    ),
-    Mutant(
-        "a refresh is compared with the last one seen, counted or not",
-        "core/partition.py", "return _REFRESH, 0, NOWHERE", "return _REFRESH, 0, place", "refresh",
-    ),
     Mutant("a standard has to be exceeded", "core/standards.py", "told >= asked", "told > asked", "standards"),
     Mutant(
         "the share in view has to be exceeded",
@@ -67,60 +56,6 @@ MUTANTS = [
         "standards",
     ),
     Mutant("a large display needs more than its area", "core/standards.py", ">= LARGE_PX", "> LARGE_PX", "standards"),
-    Mutant(
-        "an event just as old as lateness allows is late",
-        "core/partition.py",
-        "        if ts < progress.stream_time - self.rules.lateness_ms:\n            return _LATE\n"
-        "        if ts > progress.stream_time:\n            progress.stream_time = ts\n        older",
-        "        if ts <= progress.stream_time - self.rules.lateness_ms:\n            return _LATE\n"
-        "        if ts > progress.stream_time:\n            progress.stream_time = ts\n        older",
-        "counting",
-    ),
-    Mutant(
-        "a view or click just as old as lateness allows is late",
-        "core/partition.py",
-        "        if ts < progress.stream_time - self.rules.lateness_ms:\n            return _LATE\n"
-        "        if ts > progress.stream_time:\n            progress.stream_time = ts\n        newest",
-        "        if ts <= progress.stream_time - self.rules.lateness_ms:\n            return _LATE\n"
-        "        if ts > progress.stream_time:\n            progress.stream_time = ts\n        newest",
-        "counting",
-    ),
-    Mutant(
-        "a render at the edge of the dedup horizon is another impression",
-        "core/partition.py", "abs(ts - ts_of(row)) <= horizon", "abs(ts - ts_of(row)) < horizon", "counting",
-    ),
-    Mutant(
-        "a render is compared with duplicates as well",
-        "core/partition.py",
-        "self._duplicated(older, ts):\n            return _DUPLICATE",
-        "self._duplicated(older, ts):\n            self._remember(key, ts, 0, NOBODYS, 0, NOWHERE, older)\n"
-        "            return _DUPLICATE",
-        "counting",
-    ),
-    Mutant(
-        "impressions of two sources with one id are the same",
-        "core/partition.py",
-        "impression_id.encode(), _seed(source))",
-        "impression_id.encode(), _seed(None))",
-        "counting",
-    ),
-    Mutant(
-        "a view is credited to the pane after its render's",
-        "core/partition.py",
-        "cell = ledger.touch(ts - ts % PANE_MS)\n                cell.revision += 1",
-        "cell = ledger.touch(ts - ts % PANE_MS + PANE_MS)\n                cell.revision += 1",
-        "counting",
-    ),
-    Mutant(
-        "a view is credited to its own pane",
-        "core/partition.py",
-        "            if row != NO_ROW:\n                return self._meet(row, says, click)\n",
-        "            if row != NO_ROW:\n                generation, position = self.impressions.at(row)\n"
-        "                began, generation.ts[position] = generation.ts[position], ts\n"
-        "                outcome = self._meet(row, says, click)\n                generation.ts[position] = began\n"
-        "                return outcome\n",
-        "counting",
-    ),
     Mutant(
         "what waits for a render misses one that comes just 10 s later",
         "core/partition.py", "if earliest <= waiting.ts <= latest]", "if earliest < waiting.ts <= latest]", "counting",
@@ -142,23 +77,12 @@ MUTANTS = [
         "core/rates.py", "cell.spend * 1000, cell.viewable", "cell.spend * 1000, cell.measurable", "rates",
     ),
     Mutant(
-        "currencies are added up",
-        "core/partition.py", "self.books.of(render, currency)", "self.books.of(render, DEFAULT_CURRENCY)", "counting",
-    ),
-    Mutant(
         "what has a price has it in dollars",
         "core/partition.py", "else render.currency or DEFAULT_CURRENCY", "else DEFAULT_CURRENCY", "counting",
     ),
     Mutant(
         "a price is rounded half up",
         "core/money.py", "quantize(quantum, ROUND_HALF_EVEN", "quantize(quantum, 'ROUND_HALF_UP'", "money",
-    ),
-    Mutant(
-        "a record from the future moves stream time",
-        "core/partition.py",
-        "outcome = _FUTURE\n",
-        "outcome = _FUTURE\n                progress.stream_time = max(progress.stream_time, event.ts)\n",
-        "counting",
     ),
     Mutant(
         "a view is an orphan while its render can still come",
@@ -182,10 +106,6 @@ MUTANTS = [
     Mutant(
         "an impression is over the cap that just reaches it",
         "core/campaigns.py", "counts[key] > cap.impressions", "counts[key] >= cap.impressions", "campaigns",
-    ),
-    Mutant(
-        "what is paid when viewable is paid when served as well",
-        "core/partition.py", "if not born & (PER_VIEWABLE | PER_CLICK):", "if not born & PER_CLICK:", "campaigns",
     ),
     Mutant(
         "an old owner's partial is taken",
@@ -225,10 +145,6 @@ MUTANTS = [
         "core/journal.py", "(newest is None or one.seq <= newest)", "True", "journal",
     ),
     Mutant(
-        "a record below the fence is applied again",
-        "core/partition.py", "if offset < fence:\n", "if offset < 0:\n", "simulation",
-    ),
-    Mutant(
         "impressions are forgotten by the stream time of renders alone",
         "core/partition.py",
         "last_word = min(renders, *(other - self.rules.viewability_horizon_ms for other in others))",
@@ -263,6 +179,118 @@ MUTANTS = [
     Mutant(
         "a new owner does not send every cell",
         "kafka/qualify.py", "self.claimed = False\n", "self.claimed = True\n", "simulation",
+    ),
+    Mutant(
+        "renders exactly the refresh interval apart are refreshes",
+        "core/refresh.py",
+        "if -interval < ts_ms - anchor < interval:",
+        "if -interval <= ts_ms - anchor <= interval:",
+        "refresh",
+    ),
+    Mutant(
+        "a refresh is compared with the last one seen, counted or not",
+        "core/partition.py",
+        "born, cost, ledgers, place = 0, 0, NOBODYS, NOWHERE\n",
+        "born, cost, ledgers = 0, 0, NOBODYS\n",
+        "refresh",
+    ),
+    Mutant(
+        "an event just as old as lateness allows is late",
+        "core/partition.py",
+        "late = behind > self",
+        "late = behind >= self",
+        "counting",
+    ),
+    Mutant(
+        "a render at the edge of the dedup horizon is another impression",
+        "core/partition.py",
+        "abs(time - other) <= self",
+        "abs(time - other) < self",
+        "counting",
+    ),
+    Mutant(
+        "a render is compared with duplicates as well",
+        "core/partition.py",
+        "first[at] = False\n",
+        "first[at] = False\n                times[key].append(time)\n",
+        "counting",
+    ),
+    Mutant(
+        "of two renders in one batch the second is another impression",
+        "core/partition.py",
+        " | repeated(keys)) & first",
+        ") & first",
+        "counting",
+    ),
+    Mutant(
+        "a view is credited to the pane after that of its render",
+        "core/bulk.py",
+        "np.uint32).take(positions), ts)",
+        "np.uint32).take(positions), ts + PANE_MS)",
+        "counting",
+    ),
+    Mutant(
+        "impressions of two sources with one id are the same",
+        "core/partition.py",
+        "{source: _seed(source) for source",
+        "{source: _seed(None) for source",
+        "counting",
+    ),
+    Mutant(
+        "currencies are added up",
+        "core/partition.py",
+        "            ledgers = self.books.of(render, currency)\n",
+        "            ledgers = self.books.of(render, DEFAULT_CURRENCY)\n",
+        "counting",
+    ),
+    Mutant(
+        "a record from the future moves stream time",
+        "core/partition.py",
+        "progress.outcomes[_FUTURE] += 1\n",
+        "progress.outcomes[_FUTURE] += 1\n                progress.stream_time = max(progress.stream_time, event.ts)\n",
+        "counting",
+    ),
+    Mutant(
+        "what is paid when viewable is paid when served as well",
+        "core/bulk.py",
+        "counted & ((born & (PER_VIEWABLE | PER_CLICK)) == 0)",
+        "counted & ((born & PER_CLICK) == 0)",
+        "campaigns",
+    ),
+    Mutant(
+        "a record below the fence is applied again",
+        "core/partition.py",
+        "start = bisect_left(batch.offsets, progress.fence)",
+        "start = 0",
+        "counting",
+    ),
+    Mutant(
+        "two views of one impression in one batch are decided apart",
+        "core/partition.py",
+        " & ~repeated(rows)\n",
+        "\n",
+        "counting",
+    ),
+    Mutant(
+        "a view is its render's for a millisecond longer",
+        "core/partition.py",
+        "(earliest[here] <= began)",
+        "(earliest[here] <= began + 1)",
+        "counting",
+    ),
+    Mutant(
+        "a view is its render's from a millisecond earlier",
+        "core/partition.py",
+        "(began <= latest[here])",
+        "(began <= latest[here] + 1)",
+        "counting",
+    ),
+    Mutant(
+        "a view at once goes to the newest of several renders",
+        "core/partition.py",
+        "            if generation.older:\n",
+        "            if not generation.older and generation.older:\n",
+        "counting",
     ),
 ]  # fmt: skip
 
