@@ -109,9 +109,10 @@ class _Cells:
         return totals
 
     def add_to(self, groups: Sequence[Ledgers], **figures: Any) -> None:
-        columns = [column.tolist() for column in figures.values()]
+        nothing = np.zeros(len(self._places), np.int64)
+        columns = [figures.get(name, nothing).tolist() for name in Cell.__struct_fields__]
         for place, *values in zip(self._places.tolist(), *columns, strict=True):
-            difference = Cell(**dict(zip(figures, values, strict=True)))
+            difference = Cell(*values)
             pane = (place & ((1 << _PANE_BITS) - 1)) * PANE_MS
             for ledger in groups[place >> _PANE_BITS]:
-                ledger.touch(pane).add(difference)
+                ledger.add(pane, difference)

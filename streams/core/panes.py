@@ -4,6 +4,7 @@ Law: a pane is [start, start + 10 s), aligned to the epoch, named by its start i
 """
 
 from collections.abc import Collection
+from copy import copy
 from typing import Final
 
 import msgspec
@@ -46,31 +47,35 @@ class Cell(msgspec.Struct, array_like=True, gc=False):
     over_cap: int = 0
     """Served impressions beyond their campaign's frequency cap."""
 
-    def add(self, other: "Cell", sign: int = 1) -> None:
-        """Add another cell's figures, or with sign -1 take them off."""
-        self.served += sign * other.served
-        self.measurable += sign * other.measurable
-        self.viewable += sign * other.viewable
-        self.clicks += sign * other.clicks
-        self.spend += sign * other.spend
-        self.gross += sign * other.gross
-        self.revision += sign * other.revision
-        self.declared += sign * other.declared
-        self.over_cap += sign * other.over_cap
+    def add(self, other: "Cell") -> None:
+        """Add another cell's figures."""
+        self.served += other.served
+        self.measurable += other.measurable
+        self.viewable += other.viewable
+        self.clicks += other.clicks
+        self.spend += other.spend
+        self.gross += other.gross
+        self.revision += other.revision
+        if other.declared or other.over_cap:
+            self.declared += other.declared
+            self.over_cap += other.over_cap
 
-    def copy(self) -> "Cell":
-        """Return a cell of its own with the same figures."""
+    def less(self, other: "Cell") -> "Cell":
+        """Return what this cell has more than another one."""
         return Cell(
-            self.served,
-            self.measurable,
-            self.viewable,
-            self.clicks,
-            self.spend,
-            self.gross,
-            self.revision,
-            self.declared,
-            self.over_cap,
+            self.served - other.served,
+            self.measurable - other.measurable,
+            self.viewable - other.viewable,
+            self.clicks - other.clicks,
+            self.spend - other.spend,
+            self.gross - other.gross,
+            self.revision - other.revision,
+            self.declared - other.declared,
+            self.over_cap - other.over_cap,
         )
+
+
+_NOTHING: Final = Cell()
 
 
 class Series(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
@@ -107,6 +112,15 @@ class Ledger:
             cell = self.panes[pane] = Cell()
         self.touched.add(pane)
         return cell
+
+    def add(self, pane: int, difference: Cell) -> None:
+        """Add a difference to the cell of a pane."""
+        cell = self.panes.get(pane)
+        if cell is None:
+            self.panes[pane] = copy(difference)
+        else:
+            cell.add(difference)
+        self.touched.add(pane)
 
     def forget(self, start: int, stop: int) -> None:
         """Forget the cells of the panes in [start, stop)."""
@@ -148,8 +162,9 @@ class Rolling:
             return
         cell = self.panes.get(pane)
         if cell is None:
-            cell = self.panes[pane] = Cell()
-        cell.add(difference)
+            self.panes[pane] = copy(difference)
+        else:
+            cell.add(difference)
         if pane <= self.now:
             for length, total in zip(self.lengths, self.sums, strict=True):
                 if pane > self.now - length:
@@ -160,13 +175,30 @@ class Rolling:
         before, now = self.now, pane_of(stream_time_ms)
         if now <= before:
             return
-        entered, left = before + PANE_MS, now + PANE_MS
+        if now == before + PANE_MS:
+            self._step(now)
+        else:
+            self._jump(before + PANE_MS, now + PANE_MS)
+        self.now = now
+
+    def _step(self, now: int) -> None:
+        """Move the windows on by one pane: most series have nothing that comes or goes then."""
+        entering = self.panes.get(now)
         for length, total in zip(self.lengths, self.sums, strict=True):
-            self._add_range(total, max(entered, left - length), left, 1)
-            self._add_range(total, entered - length, min(entered, left - length), -1)
+            leaving = self.panes.get(now - length)
+            if entering is not None:
+                total.add(entering)
+            if leaving is not None:
+                total.add(_NOTHING.less(leaving))
+        self.panes.pop(now - self.longest, None)
+
+    def _jump(self, entered: int, left: int) -> None:
+        """Move the windows on by the panes in [entered, left)."""
+        for length, total in zip(self.lengths, self.sums, strict=True):
+            total.add(self._sum(max(entered, left - length), left))
+            total.add(_NOTHING.less(self._sum(entered - length, min(entered, left - length))))
         for pane in held_between(self.panes, entered - self.longest, left - self.longest):
             del self.panes[pane]
-        self.now = now
 
     def at(self, stream_time_ms: int) -> list[Cell] | None:
         """Return the sum of each window as it is at a stream time, or would be if that came without further events.
@@ -178,11 +210,10 @@ class Rolling:
             return None
         if now <= self.now:
             return self.sums
-        totals = [Cell() for _ in self.lengths]
-        for length, total in zip(self.lengths, totals, strict=True):
-            self._add_range(total, now + PANE_MS - length, now + PANE_MS, 1)
-        return totals
+        return [self._sum(now + PANE_MS - length, now + PANE_MS) for length in self.lengths]
 
-    def _add_range(self, total: Cell, start: int, stop: int, sign: int) -> None:
+    def _sum(self, start: int, stop: int) -> Cell:
+        total = Cell()
         for pane in held_between(self.panes, start, stop):
-            total.add(self.panes[pane], sign)
+            total.add(self.panes[pane])
+        return total

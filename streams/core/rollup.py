@@ -176,9 +176,7 @@ class Account:
 
     def put(self, pane: int, old: Cell | None, new: Cell) -> None:
         """Bring totals and windows from a cell's old figures to its new ones."""
-        difference = new.copy()
-        if old is not None:
-            difference.add(old, -1)
+        difference = new if old is None else new.less(old)
         self.total.add(difference)
         self.rolling.add(pane, difference)
 

@@ -29,6 +29,11 @@ from streams.settings import Settings
 
 ROLLUP_COMMIT_S: Final = 1.0
 """Rows of campaigns are written this often: partials repeat them until then."""
+PAUSE: Final = 3
+"""A commit that takes long is followed by a pause of so many times that, in which more is gathered for the next one:
+with 10,000 campaigns, what is written for each of them would else be most of the work,"""
+LONGEST_PAUSE_S: Final = 3.0
+"""up to this long, as after an outage."""
 ADVANCE_S: Final = 0.1
 PROBE_S: Final = 1.0
 REACHABLE_FOR_S: Final = 5.0
@@ -71,6 +76,11 @@ def _faust_app(settings: Settings, partitions: int) -> Any:
         web_router_enabled=False,
         worker_redirect_stdouts=False,
     )
+
+
+def _pause_s(interval_s: float, took_s: float) -> float:
+    """Return how long to wait for the next commit, in seconds: to its interval, or longer after a long one."""
+    return max(interval_s - took_s, min(PAUSE * took_s, LONGEST_PAUSE_S))
 
 
 class StopError(Exception):
@@ -192,13 +202,14 @@ class Worker:
             if self.ready:
                 if await self.qualify.commit():
                     self._on_commit(monotonic() - started)
-            await self._app.sleep(max(0.0, interval - (monotonic() - started)))
+            await self._app.sleep(_pause_s(interval, monotonic() - started))
 
     async def _commit_rollup(self) -> None:
         while not self._app.should_stop:
+            started = monotonic()
             if self.ready:
                 await self.rollup.commit()
-            await self._app.sleep(ROLLUP_COMMIT_S)
+            await self._app.sleep(_pause_s(ROLLUP_COMMIT_S, monotonic() - started))
 
     async def _probe(self) -> None:
         """Ask the broker for the metadata of no topic now and then: /readyz wants to know whether it answers."""
