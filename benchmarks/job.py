@@ -3,92 +3,95 @@
 The floor is what nobody who uses aiokafka can pass: fetch and decode, without counting anything.
 """
 
+import argparse
 import asyncio
-import time
-from collections import Counter
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.load import Truth, produce
-from benchmarks.processes import cpu_s, create_topics, peak_mib, samples, started, url_of
+from benchmarks.load import Load, Truth, produce
+from benchmarks.pace import Pace, pace
+from benchmarks.processes import create_topics, started, worker
+from benchmarks.report import column, exact_line, median, spread
 from streams.kafka.broker import EmbeddedBroker
 
-_SETTLE_S = 30.0
-_SCRAPE_S = 1.0
 
-
-class Run(NamedTuple):
-    """One measured run."""
+class Floor(NamedTuple):
+    """One run of the floor."""
 
     events_per_s: float
     cpu_s_per_million: float
-    broker_cpu_s_per_million: float
     peak_mib: int
-    exact: bool
 
 
-def run(broker: EmbeddedBroker, prefix: str, renders: int, partitions: int) -> tuple[Run, Run]:
-    """Measure the worker and the floor on the same load."""
-    asyncio.run(create_topics(broker.bootstrap, prefix, partitions))
-    truth = produce(broker.bootstrap, prefix, renders)
-    return _worker(broker, prefix, truth), _floor(broker, prefix, truth)
+class Result(NamedTuple):
+    """Both on one load, each run a pair."""
+
+    load: Load
+    workers: list[Pace]
+    floors: list[Floor]
+
+    @property
+    def ratios(self) -> list[float]:
+        """The worker's rate as a share of the floor's."""
+        return [own.events_per_s / floor.events_per_s for own, floor in zip(self.workers, self.floors, strict=True)]
 
 
-class _Moment(NamedTuple):
-    """How far the worker was at a scrape, and the CPU seconds that it and the broker had used."""
-
-    at: float
-    consumed: int
-    cpu_s: float
-    broker_cpu_s: float
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what this benchmark wants to know."""
+    parser.add_argument("--renders", type=int, default=1_000_000, help="impressions in the load (default 1,000,000)")
 
 
-def _worker(broker: EmbeddedBroker, prefix: str, truth: Truth) -> Run:
-    with started("-m", "streams.cli", "worker", "--http-port", "0", broker=broker, prefix=prefix) as process:
-        url = url_of(process)
-        moments = [_moment(url, process.pid, broker.pid)]
-        while moments[-1].consumed < truth.events:
-            time.sleep(_SCRAPE_S)
-            moments.append(_moment(url, process.pid, broker.pid))
-        # Steady: neither the start nor the last scrape, after which there was nothing left to do.
-        first, last = next(moment for moment in moments if moment.consumed), moments[-2]
-        done = last.consumed - first.consumed
-        return Run(
-            done / (last.at - first.at),
-            (last.cpu_s - first.cpu_s) / done * 1e6,
-            (last.broker_cpu_s - first.broker_cpu_s) / done * 1e6,
-            peak_mib(process.pid),
-            _settles(url, truth),
-        )
+def measure(options: argparse.Namespace) -> Result:
+    """Measure the worker and the floor on the same load, as often as asked for."""
+    load = Load.until_now(options.renders)
+    result = Result(load, [], [])
+    with tempfile.TemporaryDirectory() as folder, EmbeddedBroker(0, Path(folder)) as broker:
+        for number in range(options.runs):
+            prefix = f"run{number}-"
+            asyncio.run(create_topics(broker.bootstrap, prefix, options.partitions))
+            truth = produce(broker.bootstrap, prefix, load)
+            with worker(broker, prefix) as one:
+                result.workers.append(pace(broker, [one], truth))
+            result.floors.append(_floor(broker, prefix, truth))
+    return result
 
 
-def _moment(url: str, worker: int, broker: int) -> _Moment:
-    consumed = sum(sample.value for sample in samples(url) if sample.name == "streams_events_consumed_total")
-    return _Moment(time.monotonic(), int(consumed), cpu_s(worker), cpu_s(broker))
-
-
-def _floor(broker: EmbeddedBroker, prefix: str, truth: Truth) -> Run:
+def _floor(broker: EmbeddedBroker, prefix: str, truth: Truth) -> Floor:
     with started("-m", "benchmarks.floor", str(truth.events), broker=broker, prefix=prefix) as process:
-        broker_cpu = cpu_s(broker.pid)
         line = process.stdout.readline().split() if process.stdout else []
         events, seconds, cpu = int(line[0]), float(line[1]), float(line[2])
-        broker_used = cpu_s(broker.pid) - broker_cpu
-        exact = events == truth.events
-        return Run(events / seconds, cpu / events * 1e6, broker_used / events * 1e6, int(line[3]), exact)
+    if events != truth.events:
+        raise RuntimeError(f"the floor read {events:,} of {truth.events:,} events")
+    return Floor(events / seconds, cpu / events * 1e6, int(line[3]))
 
 
-def _settles(url: str, truth: Truth) -> bool:
-    deadline = time.monotonic() + _SETTLE_S
-    while time.monotonic() < deadline:
-        if _totals(samples(url)) == [truth.served, truth.measurable, truth.viewable]:
-            return True
-        time.sleep(0.5)
-    return False
+def summary(result: Result) -> dict[str, Any]:
+    """Return the result as JSON shows it."""
+    workers, floors = result.workers, result.floors
+    return {
+        "load": str(result.load),
+        "runs": len(workers),
+        "events_per_s": median(column(workers, "events_per_s")),
+        "cpu_s_per_million": median(column(workers, "cpu_s_per_million")),
+        "broker_cpu_s_per_million": median(column(workers, "broker_cpu_s_per_million")),
+        "peak_mib": max(column(workers, "peak_mib")),
+        "floor_events_per_s": median(column(floors, "events_per_s")),
+        "ratio_to_floor": median(result.ratios),
+        "exact": all(column(workers, "exact")),
+    }
 
 
-def _totals(samples: list[Any]) -> list[Counter[str]]:
-    found = {name: Counter[str]() for name in ("served", "measurable", "viewable")}
-    for sample in samples:
-        for name, totals in found.items():
-            if sample.name == f"ads_{name}_impressions_total":
-                totals[sample.labels["campaign"]] += int(sample.value)
-    return list(found.values())
+def show(result: Result) -> None:
+    """Print the result."""
+    print(result.load)
+    for name, runs in (("worker", result.workers), ("floor", result.floors)):
+        print(
+            f"{name:7} {spread(column(runs, 'events_per_s'))} events/s,"
+            f" {spread(column(runs, 'cpu_s_per_million'), '.2f')} CPU-s a million, peak"
+            f" {max(column(runs, 'peak_mib'))} MiB"
+        )
+    broker = spread(column(result.workers, "broker_cpu_s_per_million"), ".2f")
+    print(f"broker  {broker} CPU-s a million beside the worker")
+    print(f"ratio to floor {spread(result.ratios, '.2f')}, {len(result.workers)} runs")
+    print(exact_line(column(result.workers, "exact")))

@@ -1,33 +1,147 @@
-"""The load: renders and their views, with duplicates, whose totals are known because of how it is made."""
+"""The load: renders and their views, with duplicates, whose totals are known because of how it is made.
+
+    number   0   1   2 ...            one impression each, in order of event time
+    render   ts = start + number / renders_a_second; every 20th comes twice
+    view     a second later; none for every 20th of a campaign, viewable for two of five
+"""
 
 import time
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 
+import numpy as np
 from confluent_kafka import Producer
+from numpy.typing import NDArray
 
-CAMPAIGNS = 20
-VIEWERS = 100_000
-SLOTS = 3
-"""A viewer meets a slot again after VIEWERS * SLOTS / RENDERS_A_SECOND = 60 s: never a refresh."""
-DUPLICATE_EVERY = 20
-UNMEASURED_EVERY = 20
-VIEWABLE_OF_FIVE = 2
-RENDERS_A_SECOND = 5_000
+from streams.core.panes import PANE_MS, pane_of
+
+CAMPAIGNS: Final = 20
+SLOTS: Final = 3
+REFRESH_FREE_S: Final = 60
+"""A viewer meets a slot again after so long: never a refresh."""
+DUPLICATE_EVERY: Final = 20
+UNMEASURED_EVERY: Final = 20
+VIEWABLE_OF_FIVE: Final = 2
+VIEW_AFTER_MS: Final = 1_000
+EVENTS_A_RENDER: Final = 2
+"""The render, 19 views of 20, and the twentieth of duplicates."""
+RENDERS_A_SECOND: Final = 5_000
 """Of event time: what the load looks like to the counting, however fast it is sent."""
+
+_CHUNK: Final = 4_096
+_NO_VIEW, _NOT_VIEWABLE, _VIEWABLE = range(3)
+_KINDS: Final = ("", "not_viewable", "viewable")
 
 
 class Truth(NamedTuple):
     """What has to come out."""
 
     events: int
+    duplicates: int
     served: Counter[str]
     measurable: Counter[str]
     viewable: Counter[str]
 
+    def plus(self, other: "Truth") -> "Truth":
+        """Return what has to come out of both."""
+        return Truth(*(one + more for one, more in zip(self, other, strict=True)))
 
-def produce(bootstrap: str, prefix: str, renders: int) -> Truth:
-    """Send `renders` impressions with their views and a twentieth of duplicates; return the truth."""
+
+class Made(NamedTuple):
+    """The records of one impression."""
+
+    viewer: str
+    render: bytes
+    copies: int
+    view: bytes | None
+
+
+class Load(NamedTuple):
+    """What is sent: so many renders from a time on, evenly over the campaigns, or half of them to the first."""
+
+    renders: int
+    start_ms: int
+    campaigns: int = CAMPAIGNS
+    skewed: bool = False
+    renders_a_second: int = RENDERS_A_SECOND
+
+    @classmethod
+    def until_now(cls, renders: int, renders_a_second: int = RENDERS_A_SECOND, **more: int) -> "Load":
+        """Return a load that ends now, in the middle of a pane: all partitions end in the same one."""
+        end_ms = pane_of(int(time.time() * 1000)) - PANE_MS // 2
+        return cls(renders, end_ms - renders * 1000 // renders_a_second, renders_a_second=renders_a_second, **more)
+
+    def __str__(self) -> str:
+        shape = "half of all in one of" if self.skewed else "evenly over"
+        return (
+            f"{self.renders:,} renders {shape} {self.campaigns:,} campaigns, 95 % with a view, 5 % sent twice;"
+            f" {self.renders_a_second:,} renders a second of event time"
+        )
+
+    def name(self, campaign: int) -> str:
+        """Return the id of a campaign; those of many are as if drawn at random."""
+        return f"campaign-{campaign}" if self.campaigns <= 10_000 else f"{campaign * 0x9E3779B97F4A7C15 % 2**64:016x}"
+
+    def truth(self) -> Truth:
+        """Return what has to come out."""
+        numbers = np.arange(self.renders)
+        campaigns, says = self._campaigns(numbers), self._says(numbers)
+        views = int(np.count_nonzero(says))
+        duplicates = -(-self.renders // DUPLICATE_EVERY)
+        return Truth(
+            self.renders + duplicates + views,
+            duplicates,
+            self._counted(campaigns),
+            self._counted(campaigns[says != _NO_VIEW]),
+            self._counted(campaigns[says == _VIEWABLE]),
+        )
+
+    def made(self) -> Iterator[Made]:
+        """Yield the records of one impression after the other."""
+        viewers = REFRESH_FREE_S * self.renders_a_second // SLOTS
+        for first in range(0, self.renders, _CHUNK):
+            numbers = np.arange(first, min(first + _CHUNK, self.renders))
+            columns = (
+                numbers,
+                self._campaigns(numbers),
+                self._says(numbers),
+                self.start_ms + numbers * 1000 // self.renders_a_second,
+                numbers * 7919 % viewers,
+                numbers // viewers % SLOTS,
+                1 + (numbers % DUPLICATE_EVERY == 0),
+            )
+            for number, campaign, says, ts, viewer, slot, copies in zip(*(c.tolist() for c in columns), strict=True):
+                key = f"viewer-{viewer:06d}"
+                render = (
+                    f'{{"impression_id":"imp-{number:012d}","campaign_id":"{self.name(campaign)}","ts":{ts},'
+                    f'"viewer_id":"{key}","page_view_id":"pv-{number:08d}","slot_id":"slot-{slot}",'
+                    '"creative_id":"creative-33","price":"2.5","price_unit":"cpm","currency":"USD",'
+                    '"format":"display","width":300,"height":250,"device":"desktop"}'
+                )
+                view = (
+                    f'{{"impression_id":"imp-{number:012d}","ts":{ts + VIEW_AFTER_MS},"viewer_id":"{key}",'
+                    f'"kind":"{_KINDS[says]}","vendor":"ias"}}'
+                )
+                yield Made(key, render.encode(), copies, view.encode() if says else None)
+
+    def _campaigns(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        if not self.skewed:
+            return numbers % self.campaigns
+        return np.where(numbers % 2, 1 + numbers // 2 % (self.campaigns - 1), 0)
+
+    def _says(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        turns = numbers // self.campaigns + numbers  # every campaign comes by every turn
+        says = np.where(turns % 5 < VIEWABLE_OF_FIVE, _VIEWABLE, _NOT_VIEWABLE)
+        return np.where(turns % UNMEASURED_EVERY, says, _NO_VIEW)
+
+    def _counted(self, campaigns: NDArray[np.int64]) -> Counter[str]:
+        counts = np.bincount(campaigns)
+        return Counter({self.name(campaign): int(counts[campaign]) for campaign in counts.nonzero()[0].tolist()})
+
+
+def produce(bootstrap: str, prefix: str, load: Load) -> Truth:
+    """Send a load as fast as it goes; return the truth."""
     producer = Producer(
         {
             "bootstrap.servers": bootstrap,
@@ -37,36 +151,15 @@ def produce(bootstrap: str, prefix: str, renders: int) -> Truth:
             "partitioner": "murmur2_random",
         }
     )
-    truth = Truth(0, Counter(), Counter(), Counter())
-    start = int(time.time() * 1000) - renders * 1000 // RENDERS_A_SECOND
-    events = 0
-    for number in range(renders):
-        ts = start + number * 1000 // RENDERS_A_SECOND
-        campaign = f"campaign-{number % CAMPAIGNS}"
-        viewer = f"viewer-{number * 7919 % VIEWERS:06d}"
-        render = (
-            f'{{"impression_id":"imp-{number:012d}","campaign_id":"{campaign}","ts":{ts},"viewer_id":"{viewer}",'
-            f'"page_view_id":"pv-{number:08d}","slot_id":"slot-{number // VIEWERS % SLOTS}",'
-            '"creative_id":"creative-33","price":"2.5","price_unit":"cpm","currency":"USD","format":"display","width":300,"height":250,"device":"desktop"}'
-        ).encode()
-        copies = 2 if number % DUPLICATE_EVERY == 0 else 1
+    renders, views = prefix + "renders", prefix + "viewability"
+    for viewer, render, copies, view in load.made():
         for _ in range(copies):
-            send(producer, prefix + "renders", viewer, render)
-        events += copies
-        truth.served[campaign] += 1
-        if number // CAMPAIGNS % UNMEASURED_EVERY:
-            viewable = number // CAMPAIGNS % 5 < VIEWABLE_OF_FIVE
-            view = (
-                f'{{"impression_id":"imp-{number:012d}","ts":{ts + 1000},"viewer_id":"{viewer}",'
-                f'"kind":"{"viewable" if viewable else "not_viewable"}","vendor":"ias"}}'
-            ).encode()
-            send(producer, prefix + "viewability", viewer, view)
-            events += 1
-            truth.measurable[campaign] += 1
-            truth.viewable[campaign] += viewable
+            send(producer, renders, viewer, render)
+        if view is not None:
+            send(producer, views, viewer, view)
     if producer.flush(60):
         raise RuntimeError("the load was not delivered")
-    return truth._replace(events=events)
+    return load.truth()
 
 
 def send(producer: Producer, topic: str, key: str | bytes, value: bytes, **where: int) -> None:

@@ -1,20 +1,21 @@
-"""The processes that are measured, and what the system and their own pages say of them."""
+"""The processes that are measured, and what the system says of them."""
 
 import os
 import signal
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
+from benchmarks.page import Page
 from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.topics import TopicAdmin, all_topics
 
 _CLOCK = os.sysconf("SC_CLK_TCK")
+_START_S = 300.0
+_LOG_LINES = 12
 
 
 async def create_topics(bootstrap: str, prefix: str, partitions: int) -> None:
@@ -24,9 +25,12 @@ async def create_topics(bootstrap: str, prefix: str, partitions: int) -> None:
 
 
 @contextmanager
-def started(*arguments: str, broker: EmbeddedBroker, prefix: str) -> Iterator["subprocess.Popen[str]"]:
+def started(
+    *arguments: str, broker: EmbeddedBroker, prefix: str, **settings: str
+) -> Iterator["subprocess.Popen[str]"]:
     """Start Python with these arguments, and end it after the block."""
-    environment = os.environ | {"STREAMS_BROKER": broker.bootstrap, "STREAMS_TOPIC_PREFIX": prefix}
+    own = {"broker": broker.bootstrap, "topic_prefix": prefix} | settings
+    environment = os.environ | {f"STREAMS_{name.upper()}": value for name, value in own.items()}
     process = subprocess.Popen(
         [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -34,7 +38,49 @@ def started(*arguments: str, broker: EmbeddedBroker, prefix: str) -> Iterator["s
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(20)
+        process.wait(60)
+
+
+class Worker:
+    """A real worker process: where it serves, and the lines that it logged so far."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.pid = process.pid
+        self.log: list[str] = []
+        self._process = process
+        self.url = url_of(process)
+        threading.Thread(target=self._read_log, daemon=True).start()
+
+    def _read_log(self) -> None:
+        for line in self._process.stdout or ():
+            self.log.append(line.rstrip())
+
+    def page(self) -> Page:
+        """Read /metrics. Raises RuntimeError if the worker has ended."""
+        if self._process.poll() is not None:
+            raise RuntimeError("the worker has ended: " + "\n".join(self.log[-_LOG_LINES:]))
+        return Page.of([self.url])
+
+    def wait_until(self, is_so: Callable[[Page], bool], what: str, patience_s: float = _START_S) -> Page:
+        """Return the first page of which something holds. Raises RuntimeError if that takes too long."""
+        deadline = time.monotonic() + patience_s
+        while not is_so(page := self.page()):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"never happened: {what}")
+            time.sleep(0.1)
+        return page
+
+    def recovered(self) -> Page:
+        """Wait until partitions are assigned and their state is there."""
+        return self.wait_until(lambda page: page.has("streams_recovery_duration_seconds"), "the worker recovers")
+
+
+@contextmanager
+def worker(broker: EmbeddedBroker, prefix: str, **settings: str) -> Iterator[Worker]:
+    """Start a real worker, and end it after the block."""
+    command = ("-m", "streams.cli", "worker", "--http-port", "0")
+    with started(*command, broker=broker, prefix=prefix, **settings) as process:
+        yield Worker(process)
 
 
 def url_of(process: "subprocess.Popen[str]") -> str:
@@ -43,12 +89,6 @@ def url_of(process: "subprocess.Popen[str]") -> str:
         if '"url"' in line:
             return line.split('"url": "')[1].split('"')[0]
     raise RuntimeError("the worker did not start")
-
-
-def samples(url: str) -> list[Any]:
-    """Return what /metrics says."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as page:
-        return [sample for family in text_string_to_metric_families(page.read().decode()) for sample in family.samples]
 
 
 def cpu_s(pid: int) -> float:

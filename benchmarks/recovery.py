@@ -1,15 +1,19 @@
 """Recovery: the real worker on the journals of many impressions, and stock Faust's on a table with a key each."""
 
+import argparse
 import asyncio
+import tempfile
 import time
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from benchmarks.journal import preload
-from benchmarks.processes import cpu_s, create_topics, resident_mib, samples, started, url_of
+from benchmarks.page import Page
+from benchmarks.processes import cpu_s, create_topics, resident_mib, started, worker
+from benchmarks.report import exact_line
 from streams.kafka.broker import EmbeddedBroker
 
 STOCK_KEYS = 200_000
-_PATIENCE_S = 300.0
 
 
 class Recovery(NamedTuple):
@@ -33,41 +37,66 @@ class Recovery(NamedTuple):
         return self.impressions / self.seconds
 
 
-def run(broker: EmbeddedBroker, prefix: str, impressions: int, partitions: int) -> Recovery:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what this benchmark wants to know."""
+    parser.add_argument("--renders", type=int, default=10_000_000, help="impressions (default 10,000,000)")
+
+
+def measure(options: argparse.Namespace) -> list[Recovery]:
+    """Measure as many recoveries as asked for."""
+    with tempfile.TemporaryDirectory() as folder, EmbeddedBroker(0, Path(folder)) as broker:
+        return [_run(broker, f"run{n}-", options.renders, options.partitions) for n in range(options.runs)]
+
+
+def summary(runs: list[Recovery]) -> dict[str, Any]:
+    """Return the result as JSON shows it."""
+    return {"runs": [run._asdict() for run in runs]}
+
+
+def show(runs: list[Recovery]) -> None:
+    """Print the result."""
+    for run in runs:
+        print(
+            f"{run.impressions:,} impressions recovered in {run.seconds:.2f} s, {run.cpu_s:.2f} CPU-s;"
+            f" {run.per_s:,.0f}/s;"
+            f" {run.bytes_each:.1f} bytes each resident, {run.reported_each:.1f} by the worker's own account;"
+            f" stock Faust {run.stock_per_s:,.0f} keys/s, {run.per_s / run.stock_per_s:.0f} times slower"
+        )
+    print(exact_line(run.exact for run in runs))
+
+
+def _run(broker: EmbeddedBroker, prefix: str, impressions: int, partitions: int) -> Recovery:
     """Measure a worker that has so much to recover, one that has nothing, and stock Faust."""
     empty, full = prefix + "empty-", prefix + "full-"
     for one in (empty, full):
         asyncio.run(create_topics(broker.bootstrap, one, partitions))
-    preload(broker.bootstrap, full, impressions, partitions)
-    nothing = _worker(broker, empty)
-    found = _worker(broker, full)
-    stock_per_s = _stock(broker)
-    remembered = found["streams_remembered_impressions"]
+    truth = preload(broker.bootstrap, full, impressions, partitions, int(time.time() * 1000))
+    nothing = _recovered(broker, empty)
+    found = _recovered(broker, full)
     return Recovery(
         impressions,
-        found["streams_recovery_duration_seconds"],
-        found["cpu_s"] - nothing["cpu_s"],
-        (found["mib"] - nothing["mib"]) * (1 << 20) / impressions,
-        found["streams_remembered_bytes"] / impressions,
-        stock_per_s,
-        exact=remembered == impressions == found["served"],
+        found.page.total("streams_recovery_duration_seconds"),
+        found.cpu_s - nothing.cpu_s,
+        (found.mib - nothing.mib) * (1 << 20) / impressions,
+        found.page.total("streams_remembered_bytes") / impressions,
+        _stock(broker),
+        exact=found.page.total("streams_remembered_impressions") == impressions == truth.served.total()
+        and found.page.by_campaign("ads_served_impressions_total") == truth.served,
     )
 
 
-def _worker(broker: EmbeddedBroker, prefix: str) -> dict[str, float]:
-    with started("-m", "streams.cli", "worker", "--http-port", "0", broker=broker, prefix=prefix) as worker:
-        url, deadline = url_of(worker), time.monotonic() + _PATIENCE_S
-        while True:
-            found = {sample.name: sample.value for sample in samples(url) if not sample.labels}
-            if "streams_recovery_duration_seconds" in found:
-                break
-            if time.monotonic() > deadline:
-                raise RuntimeError("the worker did not recover")
-            time.sleep(0.1)
-        cpu = cpu_s(worker.pid)
+class _Recovered(NamedTuple):
+    page: Page
+    cpu_s: float
+    mib: float
+
+
+def _recovered(broker: EmbeddedBroker, prefix: str) -> _Recovered:
+    with worker(broker, prefix) as one:
+        one.recovered()
+        cpu = cpu_s(one.pid)
         time.sleep(3)  # what is counted is told to stage 2, and the gauges show it
-        served = sum(s.value for s in samples(url) if s.name == "ads_served_impressions_total")
-        return found | {"cpu_s": cpu, "mib": resident_mib(worker.pid), "served": served}
+        return _Recovered(one.page(), cpu, resident_mib(one.pid))
 
 
 def _stock(broker: EmbeddedBroker) -> float:
