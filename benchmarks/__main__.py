@@ -3,10 +3,10 @@
 import argparse
 import json
 
-from benchmarks import job, recovery
+from benchmarks import job, latency, recovery
 from benchmarks.report import heading, machine, versions
 
-BENCHMARKS = {"job": job, "recovery": recovery}
+BENCHMARKS = {"job": job, "recovery": recovery, "latency": latency}
 RUNS = 3
 PARTITIONS = 4
 

@@ -1,0 +1,231 @@
+"""From the time at which an event is to be sent to the first /metrics that shows it, at a fixed rate of events.
+
+An open loop: another process sends renders, views and duplicates at their times, event time being wall time. 20 times a
+second and partition it also sends a probe, a render of a campaign that has only probes and only in that partition. The
+k-th of them is visible at the first scrape that shows k or more. So a latency includes the sending, the commit interval
+of the worker, and the time from one scrape to the end of the next one.
+"""
+
+import argparse
+import asyncio
+import http.client
+import json
+import math
+import re
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from benchmarks.load import Truth
+from benchmarks.pace import settles
+from benchmarks.processes import Worker, cpu_s, create_topics, peak_mib, started, worker
+from benchmarks.report import column, exact_line, spread
+from benchmarks.sender import Sent, load_of, probe_campaign, probe_times
+from streams.kafka.broker import EmbeddedBroker
+
+RATE: Final = 60_000
+SECONDS: Final = 60
+SHARES_OF_JOB: Final = (0.5, 0.8)
+SCRAPE_S: Final = 0.025
+LAG_S: Final = 10
+"""Lag is compared over so many seconds at the start and at the end."""
+GROWS_S: Final = 0.1
+"""Lag that is larger at the end by what comes in so many seconds is said to grow."""
+BEHIND_ALLOWED_S: Final = 1.0
+_PATIENCE_S: Final = 60.0
+_LAG: Final = re.compile(rb"\nstreams_consumer_lag\{[^}]*\} (\S+)")
+
+
+class Phase(NamedTuple):
+    """One run at one rate."""
+
+    rate: int
+    seconds: int
+    probes: int
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    lag_start: float
+    """Records that are not applied, mean over the first LAG_S."""
+    lag_end: float
+    cpu_s_per_million: float
+    """Of the worker, all scrapes included."""
+    broker_cpu_s_per_million: float
+    sender_cpu_s_per_million: float
+    peak_mib: int
+    scrapes_per_s: float
+    behind_max_ms: float
+    behind_s: float
+    valid: bool
+    """Whether the sender sent in time, and all of it arrived."""
+    exact: bool
+
+    @property
+    def grows(self) -> bool:
+        """Whether the worker falls behind."""
+        return self.lag_end - self.lag_start > self.rate * GROWS_S
+
+
+class Scrape(NamedTuple):
+    """When a page had been read, how many probes of each partition it showed, and the lag that it told."""
+
+    at: float
+    seen: list[int]
+    lag: float
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what this benchmark wants to know."""
+    parser.add_argument("--rate", type=int, default=RATE, help=f"events a second (default {RATE:,})")
+    parser.add_argument("--job-rate", type=int, help="what `job` measured: go at 50 %% and at 80 %% of it")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help=f"length of a run (default {SECONDS})")
+
+
+def measure(options: argparse.Namespace) -> list[Phase]:
+    """Measure each rate as often as asked for."""
+    rates = [int(options.job_rate * share) for share in SHARES_OF_JOB] if options.job_rate else [options.rate]
+    phases = []
+    with tempfile.TemporaryDirectory() as folder, EmbeddedBroker(0, Path(folder)) as broker:
+        for rate in rates:
+            for number in range(options.runs):
+                prefix = f"rate{rate}-run{number}-"
+                asyncio.run(create_topics(broker.bootstrap, prefix, options.partitions))
+                with worker(broker, prefix) as one:
+                    one.recovered()
+                    phases.append(_phase(broker, prefix, one, rate, options.seconds, options.partitions))
+    return phases
+
+
+def summary(phases: list[Phase]) -> dict[str, Any]:
+    """Return the result as JSON shows it."""
+    return {"runs": [phase._asdict() | {"lag_grows": phase.grows} for phase in phases]}
+
+
+def show(phases: list[Phase]) -> None:
+    """Print the result, a block a rate."""
+    for rate in dict.fromkeys(column(phases, "rate")):
+        runs = [phase for phase in phases if phase.rate == rate]
+        print(
+            f"{rate:,} events/s for {runs[0].seconds} s (renders, 95 % with a view, 5 % sent twice),"
+            f" {runs[0].probes:,} probes, {len(runs)} runs"
+        )
+        latencies = (f"{name} {spread(column(runs, f'{name}_ms'))} ms" for name in ("p50", "p99", "max"))
+        print(f"  from schedule to /metrics: {', '.join(latencies)}")
+        print(
+            f"  lag {spread(column(runs, 'lag_start'))} records in the first {LAG_S} s,"
+            f" {spread(column(runs, 'lag_end'))} in the last: {'GROWING' if any(r.grows for r in runs) else 'steady'}"
+        )
+        cpu = (
+            f"{name} {spread(column(runs, f'{figure}cpu_s_per_million'), '.2f')}"
+            for name, figure in (("worker", ""), ("broker", "broker_"), ("sender", "sender_"))
+        )
+        print(
+            f"  CPU-s a million: {', '.join(cpu)}; {spread(column(runs, 'scrapes_per_s'), '.0f')} scrapes/s;"
+            f" peak {max(column(runs, 'peak_mib'))} MiB"
+        )
+        print(f"  {_validity(runs)}")
+    print(exact_line(column(phases, "exact")))
+
+
+def _validity(runs: Sequence[Phase]) -> str:
+    behind = f"the sender was at most {max(column(runs, 'behind_max_ms')):.0f} ms behind"
+    if all(run.valid for run in runs):
+        return f"valid: {behind}"
+    return f"NOT VALID: {behind}, more than 100 ms for {max(column(runs, 'behind_s')):.1f} s, or its records were lost"
+
+
+def _phase(broker: EmbeddedBroker, prefix: str, one: Worker, rate: int, seconds: int, partitions: int) -> Phase:
+    arguments = {"rate": rate, "seconds": seconds, "partitions": partitions}
+    flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+    times = [list(probe_times(seconds, number, partitions)) for number in range(partitions)]
+    with started("-m", "benchmarks.sender", *flags, broker=broker, prefix=prefix) as process:
+        start_s, start_ms = json.loads(_line(process))
+        cpu, broker_cpu = cpu_s(one.pid), cpu_s(broker.pid)
+        scrapes = _scrapes(one, [len(some) for some in times], start_s + seconds + _PATIENCE_S)
+        sent = Sent(**json.loads(_line(process)))
+        used, broker_used = cpu_s(one.pid) - cpu, cpu_s(broker.pid) - broker_cpu
+    truth = _truth(load_of(rate, seconds, start_ms).truth(), [len(some) for some in times])
+    latencies = _latencies(scrapes, start_s, times)
+    million = truth.events / 1e6
+    return Phase(
+        rate,
+        seconds,
+        sum(map(len, times)),
+        _percentile(latencies, 0.5),
+        _percentile(latencies, 0.99),
+        latencies[-1],
+        _lag(scrapes, start_s, start_s + LAG_S),
+        _lag(scrapes, start_s + seconds - LAG_S, start_s + seconds),
+        used / million,
+        broker_used / million,
+        sent.cpu_s / million,
+        peak_mib(one.pid),
+        len(scrapes) / (scrapes[-1].at - scrapes[0].at),
+        sent.behind_max_ms,
+        sent.behind_s,
+        sent.undelivered == 0 and sent.behind_s <= BEHIND_ALLOWED_S,
+        settles([one], truth),
+    )
+
+
+def _line(process: "subprocess.Popen[str]") -> str:
+    line = process.stdout.readline() if process.stdout else ""
+    if not line.startswith(("[", "{")):
+        raise RuntimeError(f"the sender failed: {line}{process.stdout.read() if process.stdout else ''}")
+    return line
+
+
+def _truth(load: Truth, probes: Sequence[int]) -> Truth:
+    served = Counter({probe_campaign(partition): number for partition, number in enumerate(probes)})
+    return load.plus(Truth(sum(probes), 0, served, Counter(), Counter()))
+
+
+def _scrapes(one: Worker, probes: Sequence[int], deadline: float) -> list[Scrape]:
+    """Scrape until all probes are seen. Raises RuntimeError if that takes too long."""
+    connection = http.client.HTTPConnection(one.url.removeprefix("http://"))
+    campaigns = map(probe_campaign, range(len(probes)))
+    names = [f'\nads_served_impressions_total{{campaign="{name}",'.encode() for name in campaigns]
+    found: list[Scrape] = []
+    due = time.monotonic()
+    while not found or found[-1].seen != list(probes):
+        connection.request("GET", "/metrics")
+        page = connection.getresponse().read()
+        now = time.monotonic()
+        if now > deadline:
+            raise RuntimeError("not all probes were ever seen")
+        found.append(Scrape(now, [_count(page, name) for name in names], sum(map(float, _LAG.findall(page)))))
+        due = max(due + SCRAPE_S, now)
+        time.sleep(max(0.0, due - time.monotonic()))
+    return found
+
+
+def _count(page: bytes, name: bytes) -> int:
+    start = page.find(name)
+    if start < 0:
+        return 0
+    return int(float(page[page.index(b"} ", start) + 2 : page.index(b"\n", start + 1)]))
+
+
+def _latencies(scrapes: Sequence[Scrape], start_s: float, times: Sequence[Sequence[float]]) -> list[float]:
+    """Return in ms, sorted, how long after its scheduled time each probe was first seen."""
+    found = []
+    for partition, scheduled in enumerate(times):
+        shown = 0
+        for scrape in scrapes:
+            found += [scrape.at - start_s - at_s for at_s in scheduled[shown : scrape.seen[partition]]]
+            shown = scrape.seen[partition]
+    return sorted(seconds * 1000 for seconds in found)
+
+
+def _percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest of sorted values that so large a share of them does not exceed."""
+    return values[math.ceil(share * len(values)) - 1]
+
+
+def _lag(scrapes: Sequence[Scrape], start: float, end: float) -> float:
+    lags = [scrape.lag for scrape in scrapes if start <= scrape.at < end]
+    return sum(lags) / len(lags)
