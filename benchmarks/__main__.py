@@ -3,10 +3,10 @@
 import argparse
 import json
 
-from benchmarks import job, latency, recovery
+from benchmarks import job, latency, recovery, scrape
 from benchmarks.report import heading, machine, versions
 
-BENCHMARKS = {"job": job, "recovery": recovery, "latency": latency}
+BENCHMARKS = {"job": job, "recovery": recovery, "latency": latency, "scrape": scrape}
 RUNS = 3
 PARTITIONS = 4
 

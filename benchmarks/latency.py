@@ -24,13 +24,14 @@ from benchmarks.load import Truth
 from benchmarks.pace import settles
 from benchmarks.processes import Worker, cpu_s, create_topics, peak_mib, started, worker
 from benchmarks.report import column, exact_line, spread
+from benchmarks.scrape import SCRAPES, scrapes_of
 from benchmarks.sender import Sent, load_of, probe_campaign, probe_times
 from streams.kafka.broker import EmbeddedBroker
 
 RATE: Final = 60_000
 SECONDS: Final = 60
 SHARES_OF_JOB: Final = (0.5, 0.8)
-SCRAPE_S: Final = 0.025
+SCRAPE_MS: Final = 25
 LAG_S: Final = 10
 """Lag is compared over so many seconds at the start and at the end."""
 GROWS_S: Final = 0.1
@@ -58,11 +59,18 @@ class Phase(NamedTuple):
     sender_cpu_s_per_million: float
     peak_mib: int
     scrapes_per_s: float
+    scrape_cpu_ms: float
+    """What each takes of the worker's CPU, as seen when it was idle again."""
     behind_max_ms: float
     behind_s: float
     valid: bool
     """Whether the sender sent in time, and all of it arrived."""
     exact: bool
+
+    @property
+    def scraping_share(self) -> float:
+        """Which share of a core the measuring itself took of the worker."""
+        return self.scrapes_per_s * self.scrape_cpu_ms / 1000
 
     @property
     def grows(self) -> bool:
@@ -82,6 +90,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what this benchmark wants to know."""
     parser.add_argument("--rate", type=int, default=RATE, help=f"events a second (default {RATE:,})")
     parser.add_argument("--job-rate", type=int, help="what `job` measured: go at 50 %% and at 80 %% of it")
+    parser.add_argument("--scrape-ms", type=int, default=SCRAPE_MS, help=f"between scrapes (default {SCRAPE_MS})")
     parser.add_argument("--seconds", type=int, default=SECONDS, help=f"length of a run (default {SECONDS})")
 
 
@@ -96,7 +105,7 @@ def measure(options: argparse.Namespace) -> list[Phase]:
                 asyncio.run(create_topics(broker.bootstrap, prefix, options.partitions))
                 with worker(broker, prefix) as one:
                     one.recovered()
-                    phases.append(_phase(broker, prefix, one, rate, options.seconds, options.partitions))
+                    phases.append(_phase(broker, prefix, one, rate, options))
     return phases
 
 
@@ -124,8 +133,11 @@ def show(phases: list[Phase]) -> None:
             for name, figure in (("worker", ""), ("broker", "broker_"), ("sender", "sender_"))
         )
         print(
-            f"  CPU-s a million: {', '.join(cpu)}; {spread(column(runs, 'scrapes_per_s'), '.0f')} scrapes/s;"
-            f" peak {max(column(runs, 'peak_mib'))} MiB"
+            f"  CPU-s a million: {', '.join(cpu)}; peak {max(column(runs, 'peak_mib'))} MiB"
+        )
+        print(
+            f"  {spread(column(runs, 'scrapes_per_s'), '.0f')} scrapes/s of {spread(column(runs, 'scrape_cpu_ms'), '.1f')}"
+            f" ms CPU: {spread((run.scraping_share * 100 for run in runs), '.0f')} % of a core went into them"
         )
         print(f"  {_validity(runs)}")
     print(exact_line(column(phases, "exact")))
@@ -138,23 +150,26 @@ def _validity(runs: Sequence[Phase]) -> str:
     return f"NOT VALID: {behind}, more than 100 ms for {max(column(runs, 'behind_s')):.1f} s, or its records were lost"
 
 
-def _phase(broker: EmbeddedBroker, prefix: str, one: Worker, rate: int, seconds: int, partitions: int) -> Phase:
+def _phase(broker: EmbeddedBroker, prefix: str, one: Worker, rate: int, options: argparse.Namespace) -> Phase:
+    seconds, partitions = options.seconds, options.partitions
     arguments = {"rate": rate, "seconds": seconds, "partitions": partitions}
     flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
     times = [list(probe_times(seconds, number, partitions)) for number in range(partitions)]
     with started("-m", "benchmarks.sender", *flags, broker=broker, prefix=prefix) as process:
         start_s, start_ms = json.loads(_line(process))
         cpu, broker_cpu = cpu_s(one.pid), cpu_s(broker.pid)
-        scrapes = _scrapes(one, [len(some) for some in times], start_s + seconds + _PATIENCE_S)
+        probes = [len(some) for some in times]
+        scrapes = _scrapes(one, probes, options.scrape_ms / 1000, start_s + seconds + _PATIENCE_S)
         sent = Sent(**json.loads(_line(process)))
         used, broker_used = cpu_s(one.pid) - cpu, cpu_s(broker.pid) - broker_cpu
-    truth = _truth(load_of(rate, seconds, start_ms).truth(), [len(some) for some in times])
+    truth = _truth(load_of(rate, seconds, start_ms).truth(), probes)
+    is_exact = settles([one], truth)
     latencies = _latencies(scrapes, start_s, times)
     million = truth.events / 1e6
     return Phase(
         rate,
         seconds,
-        sum(map(len, times)),
+        sum(probes),
         _percentile(latencies, 0.5),
         _percentile(latencies, 0.99),
         latencies[-1],
@@ -165,10 +180,11 @@ def _phase(broker: EmbeddedBroker, prefix: str, one: Worker, rate: int, seconds:
         sent.cpu_s / million,
         peak_mib(one.pid),
         len(scrapes) / (scrapes[-1].at - scrapes[0].at),
+        scrapes_of(one, SCRAPES).cpu_ms,
         sent.behind_max_ms,
         sent.behind_s,
         sent.undelivered == 0 and sent.behind_s <= BEHIND_ALLOWED_S,
-        settles([one], truth),
+        is_exact,
     )
 
 
@@ -184,7 +200,7 @@ def _truth(load: Truth, probes: Sequence[int]) -> Truth:
     return load.plus(Truth(sum(probes), 0, served, Counter(), Counter()))
 
 
-def _scrapes(one: Worker, probes: Sequence[int], deadline: float) -> list[Scrape]:
+def _scrapes(one: Worker, probes: Sequence[int], every_s: float, deadline: float) -> list[Scrape]:
     """Scrape until all probes are seen. Raises RuntimeError if that takes too long."""
     connection = http.client.HTTPConnection(one.url.removeprefix("http://"))
     campaigns = map(probe_campaign, range(len(probes)))
@@ -198,7 +214,7 @@ def _scrapes(one: Worker, probes: Sequence[int], deadline: float) -> list[Scrape
         if now > deadline:
             raise RuntimeError("not all probes were ever seen")
         found.append(Scrape(now, [_count(page, name) for name in names], sum(map(float, _LAG.findall(page)))))
-        due = max(due + SCRAPE_S, now)
+        due = max(due + every_s, now)
         time.sleep(max(0.0, due - time.monotonic()))
     return found
 

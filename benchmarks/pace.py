@@ -11,8 +11,7 @@ from benchmarks.processes import Worker, cpu_s, peak_mib
 from streams.kafka.broker import EmbeddedBroker
 
 SCRAPE_S: Final = 1.0
-SETTLE_S: Final = 60.0
-_PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 60.0
 
 
 class Rate(NamedTuple):
@@ -65,9 +64,16 @@ def pace(broker: EmbeddedBroker, workers: Sequence[Worker], truth: Truth, scrape
     )
 
 
-def settles(workers: Sequence[Worker], truth: Truth, *, in_hour: bool = True, scrape_s: float = 0.5) -> bool:
-    """Say whether the pages of workers tell the truth soon."""
-    deadline = time.monotonic() + SETTLE_S
+def settles(
+    workers: Sequence[Worker],
+    truth: Truth,
+    *,
+    in_hour: bool = True,
+    scrape_s: float = 0.5,
+    patience_s: float = PATIENCE_S,
+) -> bool:
+    """Say whether the pages of workers tell the truth before patience ends."""
+    deadline = time.monotonic() + patience_s
     while not exact(Page.of([one.url for one in workers]), truth, in_hour=in_hour):
         if time.monotonic() > deadline:
             return False
@@ -83,7 +89,7 @@ def _follow(broker: EmbeddedBroker, workers: Sequence[Worker], events: int, scra
         moments.append(_moment(broker, workers))
         if moments[-1].consumed != moments[-2].consumed:
             moved_at = time.monotonic()
-        elif time.monotonic() - moved_at > _PATIENCE_S:
+        elif time.monotonic() - moved_at > PATIENCE_S:
             raise RuntimeError(f"nothing is counted any more, at {sum(moments[-1].consumed):,} of {events:,} events")
     return moments
 
