@@ -3,12 +3,19 @@
 import argparse
 import json
 
-from benchmarks import job, latency, recovery, scrape
+from benchmarks import catchup, job, latency, memory, recovery, scale, scrape
 from benchmarks.report import heading, machine, versions
 
-BENCHMARKS = {"job": job, "recovery": recovery, "latency": latency, "scrape": scrape}
-RUNS = 3
-PARTITIONS = 4
+BENCHMARKS = {
+    "job": job,
+    "latency": latency,
+    "scrape": scrape,
+    "memory": memory,
+    "scale": scale,
+    "catchup": catchup,
+    "recovery": recovery,
+}
+"""Each says which options it adds, measures, and shows what it measured: a line of text or JSON."""
 
 
 def main() -> None:
@@ -30,10 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, benchmark in BENCHMARKS.items():
         text = benchmark.__doc__ or ""
         one = names.add_parser(name, help=text.splitlines()[0], description=text)
-        one.add_argument("--runs", type=int, default=RUNS, help=f"how often (default {RUNS})")
-        one.add_argument(
-            "--partitions", type=int, default=PARTITIONS, help=f"partitions of every topic (default {PARTITIONS})"
-        )
+        one.add_argument("--runs", type=int, default=3, help="how often (default %(default)s)")
+        one.add_argument("--partitions", type=int, default=4, help="partitions of every topic (default %(default)s)")
         one.add_argument("--json", action="store_true", help="print JSON")
         benchmark.add_options(one)
     return parser

@@ -39,7 +39,7 @@ class Result(NamedTuple):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what this benchmark wants to know."""
-    parser.add_argument("--renders", type=int, default=1_000_000, help="impressions in the load (default 1,000,000)")
+    parser.add_argument("--renders", type=int, default=1_000_000, help="impressions in the load (default %(default)s)")
 
 
 def measure(options: argparse.Namespace) -> Result:

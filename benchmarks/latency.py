@@ -88,10 +88,10 @@ class Scrape(NamedTuple):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what this benchmark wants to know."""
-    parser.add_argument("--rate", type=int, default=RATE, help=f"events a second (default {RATE:,})")
+    parser.add_argument("--rate", type=int, default=RATE, help="events a second (default %(default)s)")
     parser.add_argument("--job-rate", type=int, help="what `job` measured: go at 50 %% and at 80 %% of it")
-    parser.add_argument("--scrape-ms", type=int, default=SCRAPE_MS, help=f"between scrapes (default {SCRAPE_MS})")
-    parser.add_argument("--seconds", type=int, default=SECONDS, help=f"length of a run (default {SECONDS})")
+    parser.add_argument("--scrape-ms", type=int, default=SCRAPE_MS, help="between scrapes (default %(default)s)")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="length of a run (default %(default)s)")
 
 
 def measure(options: argparse.Namespace) -> list[Phase]:
@@ -136,8 +136,8 @@ def show(phases: list[Phase]) -> None:
             f"  CPU-s a million: {', '.join(cpu)}; peak {max(column(runs, 'peak_mib'))} MiB"
         )
         print(
-            f"  {spread(column(runs, 'scrapes_per_s'), '.0f')} scrapes/s of {spread(column(runs, 'scrape_cpu_ms'), '.1f')}"
-            f" ms CPU: {spread((run.scraping_share * 100 for run in runs), '.0f')} % of a core went into them"
+            f"  of which {spread((run.scraping_share * 100 for run in runs), '.0f')} % of a core for being scraped:"
+            f" {spread(column(runs, 'scrapes_per_s'), '.0f')}/s, {spread(column(runs, 'scrape_cpu_ms'), '.1f')} ms each"
         )
         print(f"  {_validity(runs)}")
     print(exact_line(column(phases, "exact")))
@@ -159,7 +159,7 @@ def _phase(broker: EmbeddedBroker, prefix: str, one: Worker, rate: int, options:
         start_s, start_ms = json.loads(_line(process))
         cpu, broker_cpu = cpu_s(one.pid), cpu_s(broker.pid)
         probes = [len(some) for some in times]
-        scrapes = _scrapes(one, probes, options.scrape_ms / 1000, start_s + seconds + _PATIENCE_S)
+        scrapes = _scrapes(one, probes, options.scrape_ms / 1000, start_s + 2 * seconds + _PATIENCE_S)
         sent = Sent(**json.loads(_line(process)))
         used, broker_used = cpu_s(one.pid) - cpu, cpu_s(broker.pid) - broker_cpu
     truth = _truth(load_of(rate, seconds, start_ms).truth(), probes)

@@ -39,7 +39,7 @@ class Recovery(NamedTuple):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what this benchmark wants to know."""
-    parser.add_argument("--renders", type=int, default=10_000_000, help="impressions (default 10,000,000)")
+    parser.add_argument("--renders", type=int, default=10_000_000, help="impressions (default %(default)s)")
 
 
 def measure(options: argparse.Namespace) -> list[Recovery]:

@@ -73,8 +73,8 @@ class Result(NamedTuple):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what this benchmark wants to know."""
-    parser.add_argument("--campaigns", type=int, default=CAMPAIGNS, help=f"campaigns (default {CAMPAIGNS:,})")
-    parser.add_argument("--scrapes", type=int, default=SCRAPES, help=f"scrapes one after another (default {SCRAPES})")
+    parser.add_argument("--campaigns", type=int, default=CAMPAIGNS, help="campaigns (default %(default)s)")
+    parser.add_argument("--scrapes", type=int, default=SCRAPES, help="scrapes one after another (default %(default)s)")
     parser.add_argument("--random", type=int, default=0, metavar="IDS", help="then send so many random campaign ids")
 
 
