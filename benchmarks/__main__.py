@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import signal
+import sys
 
 from benchmarks import catchup, job, latency, memory, recovery, scale, scrape
 from benchmarks.report import heading, machine, versions
@@ -20,6 +22,7 @@ BENCHMARKS = {
 
 def main() -> None:
     """Run the benchmark that was asked for."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the processes that were started end, too
     options = _parser().parse_args()
     benchmark = BENCHMARKS[options.name]
     before = machine()
