@@ -6,6 +6,10 @@ from contextlib import suppress
 from typing import Self
 
 
+_AT_ONCE = 1 << 20
+"""Bytes that a delay holds up together: a slow connection is one whose answers take long, not a narrow one."""
+
+
 class Proxy:
     """Hands bytes through, both ways. Use as a context manager; `port` is where it listens."""
 
@@ -20,7 +24,7 @@ class Proxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        start = asyncio.start_server(self._serve, "127.0.0.1", 0)
+        start = asyncio.start_server(self._serve, "127.0.0.1", 0, limit=_AT_ONCE)
         self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result()
         self.port: int = self._server.sockets[0].getsockname()[1]
         return self
@@ -48,13 +52,13 @@ class Proxy:
             return
         self.connections += 1
         with suppress(OSError):
-            back, forth = await asyncio.open_connection("127.0.0.1", self.target)
+            back, forth = await asyncio.open_connection("127.0.0.1", self.target, limit=_AT_ONCE)
             self._writers |= {writer, forth}
             await asyncio.gather(self._pump(reader, forth), self._pump(back, writer))
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
-            while data := await reader.read(1 << 16):
+            while data := await reader.read(_AT_ONCE):
                 await asyncio.sleep(self.delay_s)
                 writer.write(data)
                 await writer.drain()
