@@ -5,7 +5,6 @@ import threading
 from contextlib import suppress
 from typing import Self
 
-
 _AT_ONCE = 1 << 20
 """Bytes that a delay holds up together: a slow connection is one whose answers take long, not a narrow one."""
 
