@@ -23,9 +23,9 @@ ABOVE = {
 """Part -> the parts below it."""
 
 CORE_MAY_USE = {
-    "array", "bisect", "collections", "crawleruseragents", "dataclasses", "decimal", "enum", "fractions", "functools",
-    "heapq", "ipaddress", "itertools", "math", "msgspec", "numpy", "operator", "re", "string", "struct", "types",
-    "typing", "xxhash",
+    "array", "bisect", "collections", "copy", "crawleruseragents", "dataclasses", "decimal", "enum", "fractions",
+    "functools", "heapq", "ipaddress", "itertools", "math", "msgspec", "numpy", "operator", "re", "string", "struct",
+    "types", "typing", "xxhash",
 }  # fmt: skip
 """No clock, no I/O, no log, no randomness: what is not here, counting does not need."""
 

@@ -16,7 +16,7 @@ from streams.wire.events import decoder
 CHUNK: Final = 2_000
 """Records applied at a time: the event loop is held no longer, so that heartbeats and scrapes are answered."""
 
-FULL: Final = 8
+FULL: Final = 4
 """Chunks of a topic that may lie here before its fetching is paused."""
 
 APPENDED: Final = "appended"
