@@ -29,11 +29,10 @@ from streams.settings import Settings
 
 ROLLUP_COMMIT_S: Final = 1.0
 """Rows of campaigns are written this often: partials repeat them until then."""
-PAUSE: Final = 3
-"""A commit that takes long is followed by a pause of so many times that, in which more is gathered for the next one:
-with 10,000 campaigns, what is written for each of them would else be most of the work,"""
+PAUSE: Final = 4
+"""To gather a commit holds up all else, so a pause of so many times that follows it: with 10,000 campaigns, what is told
+of each would else be most of the work. So it is with all of a commit of the rollup's, which no gauge waits for."""
 LONGEST_PAUSE_S: Final = 3.0
-"""up to this long, as after an outage."""
 ADVANCE_S: Final = 0.1
 PROBE_S: Final = 1.0
 REACHABLE_FOR_S: Final = 5.0
@@ -78,9 +77,9 @@ def _faust_app(settings: Settings, partitions: int) -> Any:
     )
 
 
-def _pause_s(interval_s: float, took_s: float) -> float:
-    """Return how long to wait for the next commit, in seconds: to its interval, or longer after a long one."""
-    return max(interval_s - took_s, min(PAUSE * took_s, LONGEST_PAUSE_S))
+def _pause_s(interval_s: float, took_s: float, work_s: float) -> float:
+    """Return how long to wait for the next commit, in seconds: to its interval, or longer after one of much work."""
+    return max(interval_s - took_s, min(PAUSE * work_s, LONGEST_PAUSE_S))
 
 
 class StopError(Exception):
@@ -202,14 +201,15 @@ class Worker:
             if self.ready:
                 if await self.qualify.commit():
                     self._on_commit(monotonic() - started)
-            await self._app.sleep(_pause_s(interval, monotonic() - started))
+            await self._app.sleep(_pause_s(interval, monotonic() - started, self.qualify.gathering_s))
 
     async def _commit_rollup(self) -> None:
         while not self._app.should_stop:
             started = monotonic()
             if self.ready:
                 await self.rollup.commit()
-            await self._app.sleep(_pause_s(ROLLUP_COMMIT_S, monotonic() - started))
+            took = monotonic() - started
+            await self._app.sleep(_pause_s(ROLLUP_COMMIT_S, took, took))
 
     async def _probe(self) -> None:
         """Ask the broker for the metadata of no topic now and then: /readyz wants to know whether it answers."""

@@ -164,6 +164,8 @@ class Qualify:
         self.newest_elsewhere: Callable[[], int] = lambda: NEVER
         """Return the largest stream time that other workers' partitions have told of."""
         self._committing = asyncio.Lock()
+        self.gathering_s = 0.0
+        """How long the newest commit held up all else, in seconds, when it was gathered."""
 
     # --- owning partitions ---------------------------------------------------------------------------------------
 
@@ -387,7 +389,9 @@ class Qualify:
 
     async def _commit(self, is_due: Callable[[Owned], bool]) -> bool:
         async with self._committing:
+            started = monotonic()
             commits = [self._gather(owned) for owned in self.owned.values() if is_due(owned)]
+            self.gathering_s = monotonic() - started
             if commits:
                 await self._step_1_letters(commits)
                 await self._step_2_journal(commits)
