@@ -132,11 +132,9 @@ def show(phases: list[Phase]) -> None:
             f"{name} {spread(column(runs, f'{figure}cpu_s_per_million'), '.2f')}"
             for name, figure in (("worker", ""), ("broker", "broker_"), ("sender", "sender_"))
         )
+        print(f"  CPU-s a million: {', '.join(cpu)}; peak {max(column(runs, 'peak_mib'))} MiB")
         print(
-            f"  CPU-s a million: {', '.join(cpu)}; peak {max(column(runs, 'peak_mib'))} MiB"
-        )
-        print(
-            f"  of which {spread((run.scraping_share * 100 for run in runs), '.0f')} % of a core for being scraped:"
+            f"  being scraped took the worker {spread((run.scraping_share * 100 for run in runs), '.0f')} % of a core:"
             f" {spread(column(runs, 'scrapes_per_s'), '.0f')}/s, {spread(column(runs, 'scrape_cpu_ms'), '.1f')} ms each"
         )
         print(f"  {_validity(runs)}")
