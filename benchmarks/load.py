@@ -8,7 +8,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from confluent_kafka import Producer
@@ -45,7 +45,13 @@ class Truth(NamedTuple):
 
     def plus(self, other: "Truth") -> "Truth":
         """Return what has to come out of both."""
-        return Truth(*(one + more for one, more in zip(self, other, strict=True)))
+        return Truth(
+            self.events + other.events,
+            self.duplicates + other.duplicates,
+            self.served + other.served,
+            self.measurable + other.measurable,
+            self.viewable + other.viewable,
+        )
 
 
 class Made(NamedTuple):
@@ -67,7 +73,7 @@ class Load(NamedTuple):
     renders_a_second: int = RENDERS_A_SECOND
 
     @classmethod
-    def until_now(cls, renders: int, renders_a_second: int = RENDERS_A_SECOND, **more: int) -> "Load":
+    def until_now(cls, renders: int, renders_a_second: int = RENDERS_A_SECOND, **more: Any) -> "Load":
         """Return a load that ends now, in the middle of a pane: all partitions end in the same one."""
         end_ms = pane_of(int(time.time() * 1000)) - PANE_MS // 2
         return cls(renders, end_ms - renders * 1000 // renders_a_second, renders_a_second=renders_a_second, **more)

@@ -144,8 +144,8 @@ def _run(broker: EmbeddedBroker, prefix: str, options: argparse.Namespace) -> Me
     load = Load.until_now((HORIZONS * horizon_ms // 1000 + SETTLING_S) * options.rate, options.rate)
     settings = dict.fromkeys(("lateness", "dedup_horizon", "viewability_horizon"), options.horizon) | {"idle": IDLE}
     empty, full = prefix + "empty-", prefix + "full-"
-    for one in (empty, full):
-        asyncio.run(create_topics(broker.bootstrap, one, options.partitions))
+    for topics in (empty, full):
+        asyncio.run(create_topics(broker.bootstrap, topics, options.partitions))
     with worker(broker, empty, **settings) as one:
         one.recovered()
         empty_mib = resident_mib(one.pid)

@@ -3,7 +3,7 @@
 import re
 import urllib.request
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from benchmarks.load import Truth
 
@@ -46,7 +46,7 @@ class Page:
                 found[sample[1].split(b'campaign="')[1].split(b'"')[0].decode()] += int(float(sample[2]))
         return found
 
-    def _samples(self, name: str) -> Iterable["re.Match[bytes]"]:
+    def _samples(self, name: str) -> Iterator["re.Match[bytes]"]:
         return re.finditer(rb"\n%b(?:\{([^}]*)\})? (\S+)" % name.encode(), self.text)
 
 

@@ -5,7 +5,7 @@ import platform
 import statistics
 from collections.abc import Iterable
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
 from streams.kafka.broker import VERSION
 
@@ -49,6 +49,6 @@ def exact_line(runs: Iterable[bool]) -> str:
     return f"NOT EXACT in {found.count(False)} of {len(found)} runs"
 
 
-def column(runs: Iterable[object], name: str) -> list[float]:
+def column(runs: Iterable[object], name: str) -> list[Any]:
     """Return one figure of all runs."""
     return [getattr(run, name) for run in runs]
