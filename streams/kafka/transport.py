@@ -32,7 +32,7 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
 FETCH_WAIT_MS = 50
-FETCH_BYTES = 1 << 20
+FETCH_BYTES = 256 << 10
 """How much the broker waits for, up to that long: a batch of few records costs three times as much for each of them."""
 
 _LEASE_TICK_S = 0.05
