@@ -189,7 +189,7 @@ REMEMBERS_S = 20.0
 def test_a_worker_that_is_killed_with_5_million_remembered_impressions_counts_again_within_20_s(
     broker: EmbeddedBroker, topics: str  # noqa: F811
 ) -> None:
-    preload(broker.bootstrap, topics, PRELOADED, PARTITIONS)
+    preload(broker.bootstrap, topics, PRELOADED, PARTITIONS, now_ms())
     sent, stop = [0], threading.Event()
 
     def a_thousand_a_second() -> Iterator[tuple[str, dict[str, Any]]]:
