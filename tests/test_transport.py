@@ -14,6 +14,7 @@ from aiokafka.consumer import fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import MessageSizeTooLargeError
 from aiokafka.producer import message_accumulator, sender
+from aiokafka.protocol import fetch
 from faust.app.base import App as FaustApp
 from faust.tables.manager import TableManager
 from faust.transport import consumer as stock
@@ -102,6 +103,8 @@ def test_the_fetcher_still_keeps_what_the_thread_reaches_into() -> None:
     assert "self._sender.client.send(" in inspect.getsource(sender.BaseHandler)
     assert "fetch_max_wait_ms=self._fetch_max_wait_ms" in inspect.getsource(AIOKafkaConsumer.start)
     assert "fetch_min_bytes=self._fetch_min_bytes" in inspect.getsource(AIOKafkaConsumer.start)
+    assert "backoff=self._prefetch_backoff" in inspect.getsource(fetcher.Fetcher._proc_fetch_request)
+    assert "self._max_wait_ms" in inspect.getsource(fetch.FetchRequest.build)
 
 
 async def test_the_state_that_is_read_still_exists_on_a_consumer_and_a_producer() -> None:

@@ -22,6 +22,7 @@ from functools import partial
 from random import uniform
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
+from weakref import proxy
 
 import faust
 from aiokafka.consumer.fetcher import FetchResult
@@ -34,6 +35,9 @@ from faust.types.tuples import ConsumerMessage
 FETCH_WAIT_MS = 50
 FETCH_BYTES = 256 << 10
 """How much the broker waits for, up to that long: a batch of few records costs three times as much for each of them."""
+
+BUSY_WAIT_MS = 5
+"""And while other partitions have records left here: one request at a time is under way, and theirs must not wait."""
 
 _LEASE_TICK_S = 0.05
 _ASK_AGAIN_S = 0.5
@@ -124,7 +128,7 @@ def back_off(client: Any) -> None:
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
-    """Faust's thread that fetches: with a shorter wait for records, which it hands on as they were parsed.
+    """Faust's thread that fetches: ahead of what is applied, and records are handed on as they were parsed.
 
     A broker is asked for one fetch at a time. One for partitions without new records, while those with records are
     being applied, would hold up the next fetch of those for as long as the broker waits: stock Faust says 1.5 s.
@@ -144,13 +148,18 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         await super().on_start()
         back_off(self._consumer._client)
         fetcher = self._consumer._fetcher
+        # A paused partition that has records left would keep all others from being fetched for so long.
+        fetcher._prefetch_backoff = 0.0
         process = fetcher._proc_fetch_request
 
-        async def process_without_copies(*args: Any) -> Any:
-            result = await process(*args)
+        async def process_without_copies(assignment: Any, node: Any, request: Any) -> Any:
+            if fetcher._records:
+                request._max_wait_ms = BUSY_WAIT_MS
+            result = await process(assignment, node, request)
             for fetched in fetcher._records.values():
                 if isinstance(fetched, FetchResult):
-                    fetched.getall = partial(_all_records, fetched)
+                    # Not held by itself: what is only found by a look for cycles lies in memory for minutes.
+                    fetched.getall = partial(_all_records, proxy(fetched))
             return result
 
         fetcher._proc_fetch_request = process_without_copies
