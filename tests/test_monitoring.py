@@ -40,7 +40,7 @@ class Seen(NamedTuple):
     firing: set[tuple[str, str]]
     """In Prometheus during the drop: alert, campaign."""
     of_the_stream: set[str]
-    """Alerts of the stream that fired before the worker ended."""
+    """Alerts of the stream that fired in the last minute of the worker."""
     series: dict[Query, int]
     """How many each query of the dashboards gave at the drop; of alerts of the stream, when the worker had ended."""
     exported: set[str]
@@ -99,7 +99,8 @@ def watch(worker: WorkerProcess, prometheus: Prometheus, inbox: Inbox) -> Seen:
     series = {query: len(prometheus.query(filled_in(query.text))) for query in queries()}
     for alert in (DROPPED, BROKEN_TAG):
         wait_until(lambda alert=alert: "resolved" in statuses(inbox, alert), f"{alert} is over", 90)
-    fired = prometheus.query('count_over_time(ALERTS{scope="stream", alertstate="firing"}[10m])')
+    # Not longer: Prometheus takes seconds to find its targets, and seconds are minutes here, so at first none is there.
+    fired = prometheus.query('count_over_time(ALERTS{scope="stream", alertstate="firing"}[1m])')
     of_the_stream = {one["metric"]["alertname"] for one in fired}
     exported = {sample.name for sample in worker.samples()}
     assert worker.terminate()[0] == 0
