@@ -131,6 +131,8 @@ def test_people_get_one_line():
         ("--start", "yesterday"),
         ("--topic-prefix", "no spaces"),
         ("--drop", "campaign-21:1m:2m:0.5"),
+        ("--break-tag", "campaign-21:1m:2m:0.5"),
+        ("--source", "open-bandit", "--break-tag", "campaign-1:1m:2m:0.5"),
         ("--source", "open-bandit", "--rate", "10"),
         ("--source", "open-bandit", "--viewable", "0.5"),
         ("--speed", "2"),

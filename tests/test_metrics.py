@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from streams.core.campaigns import Campaigns
 from streams.core.events import CLICKS, RENDERS, VIEWABILITY, Click, Render, Viewability
 from streams.core.panes import Cell
 from streams.core.partition import Batch, Partition
@@ -66,6 +67,7 @@ PIPELINE = {
     "streams_remembered_bytes": set(),
     "streams_max_remembered_impressions": set(),
     "streams_partitions_assigned": set(),
+    "streams_partitions": set(),
     "streams_up_to_date": set(),
     "streams_build_info": {"version"},
 }
@@ -98,7 +100,8 @@ class Bench:
         return self
 
     def reading(self, quiet_ms: int = 0) -> Reading:
-        return Reading({0: self.partition}, {0: self.rollup}, {(RENDERS, 0): 17}, quiet_ms, 1.5, True, self.campaigns)
+        lag = {(RENDERS, 0): 17}
+        return Reading({0: self.partition}, {0: self.rollup}, lag, quiet_ms, 1.5, True, self.campaigns, 4)
 
     def page(self, quiet_ms: int = 0) -> str:
         shown = self.min_sample, self.max_campaigns
@@ -154,6 +157,13 @@ def test_all_outcomes_and_reasons_are_there_from_the_start_as_zero() -> None:
     assert outcomes == {(topic, name): 0 for topic in (RENDERS, VIEWABILITY, CLICKS) for name in OUTCOME_NAMES}
     reasons = {s.labels["reason"]: s.value for s in samples if s.name == "streams_dead_letters_total"}
     assert reasons == dict.fromkeys(REASONS, 0)
+
+
+def test_a_worker_that_owns_nothing_yet_does_not_guess_how_many_partitions_there_are() -> None:
+    collector = Collector(lambda: Reading.nothing(Campaigns()), WINDOWS, "9", max_remembered=7)
+    names = {family.name for family in collector.collect() if family}
+    assert "streams_partitions_assigned" in names
+    assert "streams_partitions" not in names
 
 
 def test_the_worked_numbers_come_out() -> None:

@@ -256,6 +256,19 @@ def test_a_drop_is_of_one_campaign_and_of_its_time():
     assert during["campaign-1"] > 0.45 and during["campaign-3"] > 0.45
 
 
+def test_a_broken_tag_measures_less_of_one_campaign_and_says_nothing_of_its_viewability():
+    drop = Drop("campaign-2", MIN, 2 * MIN, 0.25, share="measurable")
+    source = traffic(campaigns=3, mix=STEADY, rate=100, skew=0, drops=[drop])
+    measured, served = Counter[str](), Counter[str]()
+    for event in within(source, 2 * MIN):
+        if event.at_ms >= source.start_ms + MIN + 4 * S:
+            served[event.fact.campaign_id] += event.fact.topic == "renders"
+            measured[event.fact.campaign_id] += "measurable" in event.fact.gains
+    assert measured["campaign-2"] / served["campaign-2"] == pytest.approx(0.25, abs=0.05)
+    assert measured["campaign-1"] / served["campaign-1"] > 0.95
+    assert viewable_by_campaign(source, MIN, 2 * MIN)["campaign-2"] > 0.45
+
+
 def test_a_rotation_lets_one_campaign_after_the_other_drop():
     source = traffic(campaigns=2, mix=STEADY, rate=100, skew=0, rotation=Rotation(MIN, MIN, 0.1))
     dropped = [

@@ -39,7 +39,7 @@ EPILOG: Final = (
 )
 MIX: Final = Mix()
 SYNTHETIC_ONLY: Final = frozenset(
-    {"rate", "campaigns", "viewers", "skew", "currencies", "drops", "rotation", "viewable"}
+    {"rate", "campaigns", "viewers", "skew", "currencies", "drops", "untagged", "rotation", "viewable"}
 )
 _TELL_EVERY: Final = 20_000
 _TELL_S: Final = 0.5
@@ -74,6 +74,10 @@ def _factor(text: str) -> float:
 def _drop(text: str) -> Drop:
     campaign, start, end, factor = _parts(text, "CAMPAIGN:START:END:FACTOR")
     return Drop(campaign, duration(start), duration(end), _factor(factor))
+
+
+def _untagged(text: str) -> Drop:
+    return replace(_drop(text), share="measurable")
 
 
 def _rotation(text: str) -> Rotation:
@@ -153,6 +157,16 @@ def command(
             help="Multiply a campaign's viewable share for a while. Repeatable.",
         ),
     ] = None,
+    untagged: Annotated[
+        list[Any] | None,
+        _option(
+            "--break-tag",
+            parser=_untagged,
+            panel="Synthetic",
+            metavar="CAMPAIGN:START:END:FACTOR",
+            help="Multiply a campaign's measurable share for a while. Repeatable.",
+        ),
+    ] = None,
     rotation: Annotated[
         Any,
         _option(
@@ -192,7 +206,8 @@ def command(
     if not paced and events is None and length_ms is None:
         fail("--max, --out and --dry-run need an end: say --events or --for", 2)
     _refuse_idle_flags(context, source, {"compress"} if out is None else set())
-    _refuse_unknown_campaigns(drops or (), campaigns)
+    all_drops: list[Drop] = [*(drops or ()), *(untagged or ())]
+    _refuse_unknown_campaigns(all_drops, campaigns)
     mix = Mix(
         anonymous=anonymous,
         duplicates=duplicates,
@@ -219,7 +234,7 @@ def command(
             cpm_nano=cpm,
             currencies=currencies,
             mix=mix,
-            drops=drops or (),
+            drops=all_drops,
             rotation=rotation,
         )
     )
@@ -248,7 +263,7 @@ def _refuse_unknown_campaigns(drops: Iterable[Drop], campaigns: int) -> None:
     names = {f"campaign-{number}" for number in range(1, campaigns + 1)}
     for drop in drops:
         if drop.campaign_id not in names:
-            fail(f"--drop {drop.campaign_id}: there are campaign-1 to campaign-{campaigns}", 2)
+            fail(f"no {drop.campaign_id} to drop: there are campaign-1 to campaign-{campaigns}", 2)
 
 
 def _started(made: Source, start_ms: int | None, paced: bool, length_ms: int | None, events: int | None) -> Source:

@@ -12,7 +12,7 @@ from typing import Annotated, Final
 
 import structlog
 import typer
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
 
 from streams.cli.shared import (
     BrokerOption,
@@ -92,6 +92,7 @@ async def _work(settings: Settings, campaigns: Campaigns, accept_settings: bool,
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
     commits = Histogram(
         "streams_commit_duration_seconds", "How long a commit took until all of it was confirmed", registry=registry
     )
@@ -140,6 +141,7 @@ def _reading(worker: Worker) -> Reading:
         recovery_seconds=worker.recovery_seconds,
         up_to_date=worker.up_to_date(),
         campaigns=worker.rollup.campaigns,
+        partition_count=worker.qualify.partitions,
     )
 
 

@@ -204,6 +204,10 @@ class Collector:
         yield GaugeMetricFamily(
             "streams_partitions_assigned", "Partitions of viewers that this worker owns", len(reading.partitions)
         )
+        if reading.partition_count is not None:
+            yield GaugeMetricFamily(
+                "streams_partitions", "Partitions of viewers that there are, owned or not", reading.partition_count
+            )
         yield GaugeMetricFamily(
             "streams_up_to_date", "1 if all input was read to its end lately", float(reading.up_to_date)
         )

@@ -36,6 +36,8 @@ class Reading(NamedTuple):
     recovery_seconds: float | None
     up_to_date: bool
     campaigns: Campaigns = Campaigns()
+    partition_count: int | None = None
+    """How many partitions each topic has, owned here or not; None while that is not known."""
 
     @classmethod
     def nothing(cls, campaigns: Campaigns) -> "Reading":

@@ -109,6 +109,8 @@ class Plan(NamedTuple):
     """How likely it is viewable, if it is measurable."""
     clicked: bool | None = None
     """None if chance decides."""
+    measurable: float = 1.0
+    """A part of the mix's share of measurable ones: less while a tag is broken."""
 
 
 class _Shown(NamedTuple):
@@ -179,7 +181,7 @@ class EventMaker:
         fact = Fact(RENDERS, made, None, campaign.campaign_id, campaign.currency, campaign.cost)
         self._put_on_time(plan.at_ms, key, self._render(plan, ids, made), fact)
         shown = _Shown(plan.at_ms, key, ids, made, campaign)
-        self._look(shown, plan.viewable)
+        self._look(shown, self._mix.measurable * plan.measurable, plan.viewable)
         if self._chance() < self._mix.ctr if plan.clicked is None else plan.clicked:
             self._click(shown, plan.impression_id)
 
@@ -196,10 +198,10 @@ class EventMaker:
 
     # --- views and clicks --------------------------------------------------------------------------------------------
 
-    def _look(self, shown: _Shown, viewable: float) -> None:
+    def _look(self, shown: _Shown, measurable: float, viewable: float) -> None:
         chance, mix = self._chance, self._mix
         after = int(chance() * 2_000)
-        if chance() >= mix.measurable:
+        if chance() >= measurable:
             if chance() < 0.5:  # noqa: PLR2004  a tag that failed speaks, or does not
                 self._view(shown, after, "undetermined", ())
         elif chance() >= viewable:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, count
 from random import Random
-from typing import Final
+from typing import Final, Literal
 
 from streams.sources.schedule import PLACE_FREE_MS, Campaign, EventMaker, Mix, Plan, Scheduled, priced
 
@@ -18,12 +18,13 @@ _LEVEL = 0.2
 
 @dataclass(frozen=True)
 class Drop:
-    """A time in which a campaign's viewable share is multiplied by a factor. Times in ms from the start."""
+    """A time in which a share of a campaign is multiplied by a factor. Times in ms from the start."""
 
     campaign_id: str
     start_ms: int
     end_ms: int
     factor: float
+    share: Literal["viewable", "measurable"] = "viewable"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Traffic:
             at_ms = self.start_ms + int(number * 1000 / self.rate)
             page, position = divmod(number, SLOTS_A_PAGE)
             turn, place = divmod(page, self.viewers)
-            campaign, creative, viewable = picker.pick(at_ms)
+            campaign, creative, viewable, measurable = picker.pick(at_ms)
             yield Plan(
                 at_ms,
                 f"{tag}-{number}",
@@ -87,11 +88,12 @@ class Traffic:
                 f"slot-{turn % rounds * SLOTS_A_PAGE + position + 1}",
                 creative,
                 viewable,
+                measurable=measurable,
             )
 
 
 class _Picker:
-    """Chooses the campaign of each render, and knows how likely it is viewable at that time."""
+    """Chooses the campaign of each render, and knows how likely it is viewable and measurable at that time."""
 
     def __init__(self, traffic: Traffic) -> None:
         self._traffic = traffic
@@ -107,29 +109,39 @@ class _Picker:
         self._levels = viewable_levels(weights, traffic.mix.viewable, Random(f"{traffic.seed} levels"))
         self._second = -1
         self._viewable = self._levels
+        self._measurable = [1.0] * traffic.campaigns
 
-    def pick(self, at_ms: int) -> tuple[Campaign, str, float]:
-        """Return the campaign of a render at this time, its creative, and how likely it is viewable."""
+    def pick(self, at_ms: int) -> tuple[Campaign, str, float, float]:
+        """Return the campaign of a render at this time, its creative, and what `Plan` calls viewable and measurable."""
         second = (at_ms - self._traffic.start_ms) // 1000
         if second != self._second:
             self._second = second
-            self._viewable = [level * self._factor(i, second * 1000) for i, level in enumerate(self._levels)]
+            now = second * 1000
+            self._viewable = [
+                level * self._dropped("viewable", i, now) * self._rotated(i, now)
+                for i, level in enumerate(self._levels)
+            ]
+            self._measurable = [self._dropped("measurable", i, now) for i in range(len(self._levels))]
         index = min(bisect(self._bounds, self._chance()), len(self._campaigns) - 1)
         campaign = self._campaigns[index]
         creative = f"{campaign.campaign_id}-creative-{int(self._chance() * _CREATIVES) + 1}"
-        return campaign, creative, self._viewable[index]
+        return campaign, creative, self._viewable[index], self._measurable[index]
 
-    def _factor(self, index: int, elapsed_ms: int) -> float:
-        factor, campaign_id = 1.0, self._campaigns[index].campaign_id
-        for drop in self._traffic.drops:
-            if drop.campaign_id == campaign_id and drop.start_ms <= elapsed_ms < drop.end_ms:
-                factor *= drop.factor
+    def _dropped(self, share: str, index: int, elapsed_ms: int) -> float:
+        name = self._campaigns[index].campaign_id
+        return math.prod(
+            drop.factor
+            for drop in self._traffic.drops
+            if drop.share == share and drop.campaign_id == name and drop.start_ms <= elapsed_ms < drop.end_ms
+        )
+
+    def _rotated(self, index: int, elapsed_ms: int) -> float:
         rotation = self._traffic.rotation
-        if rotation is not None:
-            turn, into = divmod(elapsed_ms, rotation.every_ms)
-            if turn and (turn - 1) % len(self._campaigns) == index and into < rotation.length_ms:
-                factor *= rotation.factor
-        return factor
+        if rotation is None:
+            return 1.0
+        turn, into = divmod(elapsed_ms, rotation.every_ms)
+        its_turn = turn and (turn - 1) % len(self._campaigns) == index and into < rotation.length_ms
+        return rotation.factor if its_turn else 1.0
 
 
 def make_campaigns(names: Sequence[str], currencies: Sequence[str], cpm_nano: int, random: Random) -> list[Campaign]:
