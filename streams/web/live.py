@@ -19,6 +19,7 @@ from streams.web.view import View
 MAX_READERS: Final = 50
 _ALIVE_S: Final = 5.0
 """A page is told something at least so often, and notices when it is not."""
+_SOONEST_S: Final = 0.01
 _PATIENCE_S: Final = 10.0
 """For so long a reader may leave what was sent to it."""
 _ALIVE: Final = b"event: alive\ndata: 1\n\n"
@@ -64,5 +65,6 @@ class Live:
             if event != told:
                 await asyncio.wait_for(response.write(event), _PATIENCE_S)
                 told, told_at = told if event == _ALIVE else event, monotonic()
+            wait_s = min(max(_SOONEST_S, self._snapshots.holds_for_s()), _ALIVE_S)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), max(0.05, self._snapshots.holds_for_s()))
+                await asyncio.wait_for(self._stopped.wait(), wait_s)
