@@ -31,10 +31,10 @@ COLUMNS: Final = {
     "served": Column("\nServed", 10, ",.0f"),
     "cpm": Column("\nCPM", 9, ",.3f"),
     "spend": Column("\nSpend", 12, ",.2f"),
-    "measurable": Column("\nMeasurable", 10, ",.0f"),
+    "measurable": Column("\nMeasurable", 11, ",.0f"),
     "viewable": Column("\nViewable", 10, ",.0f"),
     "measured_rate": Column("Measured\nrate", 8, ".2%"),
-    "viewable_of_served": Column("Viewable\nof served", 9, ".2%"),
+    "viewable_of_served": Column("Viewable\nof served", 10, ".2%"),
     "clicks": Column("\nClicks", 8, ",.0f"),
     "total_served": Column("Served\nin all", 12, ",.0f"),
     "total_spend": Column("Spend\nin all", 14, ",.2f"),
@@ -180,7 +180,10 @@ class Screen:
         return table
 
     def _title(self, name: str, title: str) -> Text:
-        return Text(title, style="bold underline" if name == self.sort else "bold")
+        if name != self.sort:
+            return Text(title, style="bold")
+        first, last = title.split("\n")
+        return Text(f"{first}\n{'↓' if self.descending else '↑'}{last}", style="bold cyan")
 
     def _cell(self, row: Row, name: str) -> Text:
         if name not in COLUMNS:
