@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -205,14 +206,14 @@ def _table(figures: dict[str, Any], rate: float) -> Table:
     for row in figures["campaigns"]:
         shown = row["windows"].get(WINDOW, {})
         counts = [f"{shown.get(name, 0):,}" for name in ("served", "measurable", "viewable")]
-        money = [_text(shown.get(name), ".3f") for name in ("cpm", "vcpm")]
+        money = [_text(price and Decimal(price), ".3f") for price in map(shown.get, ("cpm", "vcpm"))]
         table.add_row(row["campaign_id"], *counts, _text(shown.get("viewable_rate"), ".2%"), *money)
     table.add_section()
     table.add_row("all", *[""] * 6, f"{rate:,.0f}", f"{figures['stream']['lag']:,}")
     return table
 
 
-def _text(value: float | None, form: str) -> str:
+def _text(value: float | Decimal | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 from enum import StrEnum
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -194,18 +193,13 @@ def figures(series: Series, cell: Cell) -> Row:
     row = _named(series) | _counts(cell)
     row |= {
         "spend": decimal_text(cell.spend),
-        "cpm": per_thousand(cell.spend, cell.served) if priced else None,
-        "vcpm": per_thousand(cell.spend, cell.viewable) if priced else None,
+        "cpm": rates.per_thousand(cell.spend, cell.served) if priced else None,
+        "vcpm": rates.per_thousand(cell.spend, cell.viewable) if priced else None,
         "viewable_rate": rates.viewable_rate(cell),
         "viewable_of_served": rates.viewable_of_served(cell),
         "measured_rate": rates.measured_rate(cell),
     }
     return row | ({"over_cap": cell.over_cap} if cell.over_cap else {})
-
-
-def per_thousand(spend: int, count: int) -> str | None:
-    """Return nano-units x 1000 / count as decimal text, rounded once to a nano-unit, half to even."""
-    return decimal_text(round(Fraction(spend * 1000, count))) if count else None
 
 
 def _named(series: Series) -> Row:

@@ -212,6 +212,18 @@ class Rolling:
             return self.sums
         return [self._sum(now + PANE_MS - length, now + PANE_MS) for length in self.lengths]
 
+    def slices(self, stream_time_ms: int, length_ms: int, number: int) -> list[Cell]:
+        """Return the sums of so many slices of a length, aligned to the epoch, oldest first.
+
+        The last one holds the pane of the stream time, and is still filling. `length_ms` is a multiple of a pane.
+        """
+        now = pane_of(stream_time_ms)
+        start = now - now % length_ms - (number - 1) * length_ms
+        sums = [Cell() for _ in range(number)]
+        for pane in held_between(self.panes, start, now + PANE_MS):
+            sums[(pane - start) // length_ms].add(self.panes[pane])
+        return sums
+
     def _sum(self, start: int, stop: int) -> Cell:
         total = Cell()
         for pane in held_between(self.panes, start, stop):

@@ -4,7 +4,7 @@ Law: a ratio without a denominator is None, never 0. Three rates have three name
 is viewable / measurable (the MRC's), viewable of served is viewable / served, the measured rate is measurable / served.
 """
 
-from streams.core.money import NANO
+from streams.core.money import NANO, decimal_text
 from streams.core.panes import Cell
 
 
@@ -46,6 +46,19 @@ def measured_rate(cell: Cell, min_sample: int = 1) -> float | None:
 def ctr(cell: Cell, min_sample: int = 1) -> float | None:
     """Return clicks / served."""
     return ratio(cell.clicks, cell.served, min_sample)
+
+
+def per_thousand(nano: int, count: int) -> str | None:
+    """Return nano-units x 1000 / count as decimal text, rounded once to a nano-unit, half to even."""
+    return each(nano * 1000, count)
+
+
+def each(nano: int, count: int) -> str | None:
+    """Return nano-units / count as decimal text, rounded once to a nano-unit, half to even."""
+    if not count:
+        return None
+    whole, rest = divmod(nano, count)
+    return decimal_text(whole + (2 * rest > count or (2 * rest == count and whole % 2)))
 
 
 def _per(nano: int, count: int, min_sample: int) -> float | None:

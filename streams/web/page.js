@@ -1,76 +1,100 @@
-// Asks for the figures once a second and writes them as text: nothing that a campaign is called can become markup.
+// Keeps the page live: puts the values that /live sends into the slots of page.html (see page.py), always as text.
 "use strict";
 
-const byId = (id) => document.getElementById(id);
-const count = (value) => (value === undefined || value === null ? "" : value.toLocaleString("en"));
-const percent = (value) => (value === undefined || value === null ? "" : (value * 100).toFixed(2) + "%");
-const money = (value) => (value === undefined || value === null ? "" : value.toFixed(3));
-let selected = new URLSearchParams(location.search).get("window");
+const ATTRIBUTES = ["class", "href", "value", "title", "d", "aria-label", "aria-sort", "aria-current"];
+const SILENCE_MS = 15000;
+const RETRY_MS = 3000;
+const TYPING_MS = 250;
 
-function row(cells, tag = "td") {
-  const line = document.createElement("tr");
-  for (const text of cells) {
-    const cell = document.createElement(tag);
-    cell.textContent = text;
-    line.append(cell);
-  }
-  return line;
-}
+const find = document.getElementById("find");
+const lists = [...document.querySelectorAll("[data-list]")];
+const slots = [...document.querySelectorAll("body *")].filter((element) => !element.parentElement.closest("[data-list]"));
+let source, watchdog, typing;
 
-function campaignRow(campaign) {
-  const shown = campaign.windows[selected] || {};
-  return row([
-    campaign.name || campaign.campaign_id,
-    campaign.currency,
-    count(shown.served),
-    count(shown.measurable),
-    count(shown.viewable),
-    percent(shown.viewable_rate),
-    money(shown.cpm),
-    money(shown.vcpm),
-    percent(shown.viewable_of_served),
-    percent(shown.measured_rate),
-    count(campaign.total.served),
-    campaign.total.spend,
-  ]);
-}
-
-function eventRows(stream) {
-  const outcomes = Object.keys(Object.values(stream.events)[0]);
-  const head = row(["Topic", ...outcomes, "pending"], "th");
-  const lines = Object.entries(stream.events).map(([topic, events]) =>
-    row([topic, ...outcomes.map((outcome) => count(events[outcome])), count(stream.pending[topic])]));
-  return [head, ...lines];
-}
-
-function showState(stream) {
-  const state = byId("state");
-  state.className = stream.not_ready.length ? "bad" : "good";
-  state.textContent = stream.not_ready.length
-    ? stream.not_ready.join("; ")
-    : `live, ${count(stream.lag)} records behind, ${count(stream.remembered)} impressions remembered`;
-}
-
-function showWindows(windows) {
-  const choice = byId("window");
-  if (choice.options.length) return;
-  if (!windows.includes(selected)) selected = windows[0];
-  choice.append(...windows.map((name) => new Option(name, name, false, name === selected)));
-  choice.addEventListener("change", () => { selected = choice.value; update(); });
-}
-
-async function update() {
-  try {
-    const figures = await (await fetch("/api/campaigns")).json();
-    showWindows(figures.windows);
-    byId("campaigns").replaceChildren(...figures.campaigns.map(campaignRow));
-    byId("events").replaceChildren(...eventRows(figures.stream));
-    showState(figures.stream);
-  } catch {
-    byId("state").className = "bad";
-    byId("state").textContent = "the worker does not answer";
+function fill(element, values) {
+  const { dataset } = element;
+  if ("text" in dataset && element.textContent !== values[dataset.text]) element.textContent = values[dataset.text];
+  for (const name of ATTRIBUTES) {
+    const slot = element.getAttribute("data-" + name);
+    if (slot === null) continue;
+    const value = values[slot];
+    if (value === null) element.removeAttribute(name);
+    else if (element.getAttribute(name) !== value) element.setAttribute(name, value);
   }
 }
 
-update();
-setInterval(update, 1000);
+function fillList(list, items) {
+  const [template, ...lines] = list.children;
+  for (const line of lines.slice(items.length)) line.remove();
+  items.forEach((values, number) => {
+    const line = lines[number] ?? list.appendChild(template.content.firstElementChild.cloneNode(true));
+    for (const element of [line, ...line.querySelectorAll("*")]) fill(element, values);
+  });
+}
+
+function show(values) {
+  for (const element of slots) fill(element, values);
+  for (const list of lists) fillList(list, values[list.dataset.list]);
+}
+
+function tell(text) {
+  const state = document.getElementById("state");
+  state.className = "bad";
+  state.textContent = text;
+}
+
+// Many pages may be open: one that nobody sees asks for nothing.
+function connect() {
+  clearTimeout(watchdog);
+  source?.close();
+  if (document.hidden) return;
+  source = new EventSource("/live" + location.search);
+  const heard = () => {
+    clearTimeout(watchdog);
+    watchdog = setTimeout(lost, SILENCE_MS);
+  };
+  const lost = () => {
+    tell("the worker does not answer; these are the last figures");
+    clearTimeout(watchdog);
+    source.close();
+    watchdog = setTimeout(connect, RETRY_MS);
+  };
+  source.addEventListener("message", (event) => { heard(); show(JSON.parse(event.data)); });
+  source.addEventListener("alive", heard);
+  source.addEventListener("error", lost);
+  heard();
+}
+
+function go(address) {
+  history.pushState(null, "", address);
+  connect();
+}
+
+function search() {
+  go("?" + new URLSearchParams(new FormData(document.getElementById("form"))));
+}
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[data-href]");
+  if (!link?.hasAttribute("href") || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+  event.preventDefault();
+  go(link.getAttribute("href"));
+});
+document.getElementById("form").addEventListener("submit", (event) => { event.preventDefault(); search(); });
+find.addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(search, TYPING_MS); });
+document.addEventListener("keydown", (event) => {
+  if (event.key === "/" && event.target !== find && !event.ctrlKey && !event.metaKey && !event.altKey) {
+    event.preventDefault();
+    find.select();
+  } else if (event.key === "Escape" && event.target === find && find.value) {
+    event.preventDefault();
+    find.value = "";
+    search();
+  }
+});
+window.addEventListener("popstate", () => {
+  find.value = new URLSearchParams(location.search).get("find") ?? "";
+  connect();
+});
+document.addEventListener("visibilitychange", connect);
+connect();

@@ -1,16 +1,15 @@
-"""What a worker serves: /metrics, /healthz, /readyz, /api/campaigns, and a page at / that shows the campaigns live.
+"""What a worker serves: /metrics, /healthz, /readyz, /api/campaigns, and a page at / with its live figures at /live.
 
-Nothing here knows a viewer, and no campaign name is ever markup: the server escapes it, the script sets it as text.
+Nothing here knows a viewer, and the page may load nothing from elsewhere.
 """
 
 import asyncio
 from collections.abc import Callable
-from html import escape
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Self
 
-import orjson
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
@@ -18,12 +17,17 @@ from streams.metrics.collector import Collector
 from streams.metrics.exposition import Page
 from streams.metrics.reading import Reading
 from streams.settings import Settings
-from streams.web.figures import Row, campaigns, stream
+from streams.web.figures import as_json
+from streams.web.live import Live
+from streams.web.page import as_html
+from streams.web.snapshot import Snapshots
+from streams.web.view import View
 
 _STATIC: Final = Path(__file__).parent
 _HEADERS: Final = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
@@ -51,9 +55,11 @@ class Site:
         self._settings = settings
         self._collector = collector
         self._registry = registry
-        self._read = read
         self._not_ready = not_ready
+        self._snapshots = Snapshots(settings, read, not_ready)
+        self._live = Live(self._snapshots, settings.windows, _HEADERS)
         application = web.Application(middlewares=[_with_headers])
+        application.on_shutdown.append(self._live.stop)
         application.add_routes(
             [
                 web.get("/", self._page),
@@ -63,6 +69,8 @@ class Site:
                 web.get("/api/campaigns", self._campaigns),
                 web.get("/page.css", _file("page.css")),
                 web.get("/page.js", _file("page.js")),
+                web.get("/page.svg", _file("page.svg")),
+                web.get("/live", self._live.serve, allow_head=False),
             ]
         )
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
@@ -103,51 +111,14 @@ class Site:
         text = "".join(f"{reason}\n" for reason in reasons) or "ready\n"
         return web.Response(text=text, status=503 if reasons else 200)
 
-    def _figures(self) -> dict[str, Any]:
-        reading = self._read()
-        settings = self._settings
-        return {
-            "windows": settings.windows,
-            "campaigns": campaigns(reading, settings.windows, settings.min_sample, settings.max_campaigns),
-            "stream": stream(reading) | {"not_ready": self._not_ready()},
-        }
-
     async def _campaigns(self, _: web.Request) -> web.Response:
-        return web.Response(body=orjson.dumps(self._figures()), content_type="application/json")
+        body = await self._snapshots.made(as_json, as_json)
+        return web.Response(body=body, content_type="application/json")
 
     async def _page(self, request: web.Request) -> web.Response:
-        figures = self._figures()
-        window = request.query.get("window", self._settings.windows[0])
-        rows = "".join(_table_row(row, window) for row in figures["campaigns"])
-        page = (_STATIC / "page.html").read_text()
-        return web.Response(text=page.replace("<!-- rows -->", rows), content_type="text/html")
-
-
-def _table_row(row: Row, window: str) -> str:
-    figures = row["windows"].get(window) or {}
-    cells = [
-        row["name"] or row["campaign_id"],
-        row["currency"],
-        *(_number(figures.get(name)) for name in ("served", "measurable", "viewable")),
-        _percent(figures.get("viewable_rate")),
-        *(_money(figures.get(name)) for name in ("cpm", "vcpm")),
-        *(_percent(figures.get(name)) for name in ("viewable_of_served", "measured_rate")),
-        _number(row["total"]["served"]),
-        row["total"]["spend"],
-    ]
-    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>\n"
-
-
-def _number(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.2%}"
-
-
-def _money(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+        view = View.of(request.query, self._settings.windows)
+        body = await self._snapshots.made((as_html, view), partial(as_html, view=view))
+        return web.Response(body=body, content_type="text/html", charset="utf-8")
 
 
 def _file(name: str) -> Callable[[web.Request], Any]:
