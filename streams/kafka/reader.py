@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError
 
 from streams.core.events import TOPICS
 from streams.kafka.backlog import Backlog, Chunk, chunks
+from streams.kafka.connection import Broker, Connection
 from streams.kafka.topics import Topic, TopicAdmin, TopicsError
 
 _FETCH_MS: Final = 500
@@ -26,8 +27,8 @@ _SILENCE_S: Final = 30.0
 class Reader:
     """Reads topics that have the same partitions. Use as an async context manager; raises TopicsError."""
 
-    def __init__(self, broker: str, prefix: str, topics: Iterable[str] = TOPICS) -> None:
-        self._broker = broker
+    def __init__(self, broker: Broker, prefix: str, topics: Iterable[str] = TOPICS) -> None:
+        self._connection = Connection.to(broker)
         self._prefix = prefix
         self._topics = tuple(topics)
         self._consumer: Any = None
@@ -35,13 +36,13 @@ class Reader:
         self.partitions = 0
 
     async def __aenter__(self) -> "Reader":
-        async with TopicAdmin(self._broker) as admin:
+        async with TopicAdmin(self._connection) as admin:
             self.partitions = await admin.agreed_partitions([Topic(self._prefix + topic, {}) for topic in self._topics])
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._broker,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             fetch_max_wait_ms=_WAIT_MS,
+            **self._connection.arguments,
         )
         try:
             await self._consumer.start()
@@ -58,7 +59,8 @@ class Reader:
         return [TopicPartition(self._prefix + topic, number) for number in partitions for topic in self._topics]
 
     def _gone(self, why: str) -> TopicsError:
-        return TopicsError(f"no answer from Kafka at {self._broker} ({why}): what was read so far is not all there is")
+        where = self._connection.address
+        return TopicsError(f"no answer from Kafka at {where} ({why}): what was read so far is not all there is")
 
     async def sizes(self) -> dict[int, int]:
         """Return how many records each partition number holds, in all topics."""
