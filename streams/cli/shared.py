@@ -18,7 +18,7 @@ from streams.kafka.rollup import TableError
 from streams.kafka.topics import TopicsError
 from streams.kafka.transport import LeaseError
 from streams.settings import Settings, SettingsError, duration_ms, load
-from streams.web.server import SiteError
+from streams.web.access import SiteError
 from streams.wire.campaigns import CampaignsError, load_campaigns
 
 T = TypeVar("T")
