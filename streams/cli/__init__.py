@@ -2,7 +2,7 @@
 
 import typer
 
-from streams.cli import broker, config, demo, explain, generate, report, topics, worker
+from streams.cli import broker, check, config, demo, explain, generate, report, topics, worker
 
 app = typer.Typer(
     name="streams",
@@ -19,6 +19,7 @@ app.command("broker", epilog="Example: streams broker --port 9092 --dir ./kafka"
 app.command("generate", epilog=generate.EPILOG)(generate.command)
 app.command("report", epilog=report.EPILOG)(report.command)
 app.command("explain", epilog=explain.EPILOG)(explain.command)
+app.command("check", epilog=check.EPILOG)(check.command)
 app.command("config", epilog=config.EPILOG)(config.command)
 app.add_typer(topics.app, name="topics")
 

@@ -72,7 +72,15 @@ class Reader:
 
     async def records(self, partitions: Iterable[int]) -> AsyncIterator[tuple[str, int, list[Any]]]:
         """Yield (topic without prefix, partition, records), each partition in order of its offsets."""
-        left = await self._start(self._places(partitions))
+        async for found in self._read(await self._start(self._places(partitions))):
+            yield found
+
+    async def newest(self, count: int) -> AsyncIterator[tuple[str, int, list[Any]]]:
+        """Yield what `records` does, but only of the last `count` offsets of each partition."""
+        async for found in self._read(await self._start(self._places(range(self.partitions)), count)):
+            yield found
+
+    async def _read(self, left: set[TopicPartition]) -> AsyncIterator[tuple[str, int, list[Any]]]:
         while left:
             for place, records in await self._fetched(left):
                 yield place.topic.removeprefix(self._prefix), place.partition, records
@@ -95,9 +103,11 @@ class Reader:
             else:
                 return
 
-    async def _start(self, places: list[TopicPartition]) -> set[TopicPartition]:
-        """Begin anew at the oldest records; return the topic partitions that have any."""
+    async def _start(self, places: list[TopicPartition], newest: int | None = None) -> set[TopicPartition]:
+        """Begin anew at the oldest records, or so many offsets before the end; return the partitions that have any."""
         begins = await self._consumer.beginning_offsets(places)
+        if newest is not None:
+            begins = {place: max(begin, self._ends[place] - newest) for place, begin in begins.items()}
         left = {place for place in places if begins[place] < self._ends[place]}
         if left:  # a consumer that is closed while it takes an assignment in waits for ever (aiokafka 0.14)
             self._consumer.assign(sorted(left))

@@ -29,6 +29,8 @@ T = TypeVar("T")
 _ANSWER_S: Final = 10.0
 _DAY_MS: Final = 86_400_000
 _INPUT_BYTES: Final = 8 << 20
+_AT_LEAST: Final = frozenset({"retention.ms", "max.message.bytes"})
+_FOREVER: Final = "-1"
 _OWN_BYTES: Final = 16 << 20
 """The program's own records and letters: a letter carries an input record whole, and its headers."""
 
@@ -225,7 +227,14 @@ def _differences(topic: Topic, config: dict[str, str] | None) -> list[str]:
     if config is None:
         return []
     return [
-        f"{topic.name}: {key} is {config.get(key)}, should be {wanted}; set it with kafka-configs.sh --alter"
+        f"{topic.name}: {key} is {config.get(key)}, should be {'at least ' * (key in _AT_LEAST)}{wanted}; set it with "
+        "kafka-configs.sh --alter"
         for key, wanted in topic.config.items()
-        if config.get(key) != wanted
+        if not _is_enough(key, config.get(key), wanted)
     ]
+
+
+def _is_enough(key: str, found: str | None, wanted: str) -> bool:
+    if found is None or key not in _AT_LEAST:
+        return found == wanted
+    return found == _FOREVER or int(found) >= int(wanted)
