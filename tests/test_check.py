@@ -1,6 +1,7 @@
 """`streams check`: each thing that would spoil the numbers is found, with what to do, and nobody is named."""
 
 import asyncio
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,14 @@ def test_nobody_is_named() -> None:
     found = sampled((0, RENDERS, render(1, ts=T * 2)), (1, RENDERS, render(2)), (2, VIEWABILITY, view(1)))
     assert len(wrong(found)) == 3
     assert not any(VIEWER in text or "imp-" in text for text in found)
+
+
+@pytest.fixture(autouse=True)
+def nothing_else_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A working directory without streams.toml, and an environment without STREAMS_*."""
+    for name in [name for name in os.environ if name.startswith("STREAMS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from streams.kafka.connection import Connection, RefusedError
 from streams.kafka.topics import NoBrokerError, TopicAdmin, TopicsError
 from streams.settings import load
 from tests.secure import PASSWORD, USER, SecureBroker, secure_broker
-from tests.worker import WorkerProcess, wait_until
+from tests.worker import WorkerProcess, send, wait_until
 
 STREAMS = Path(sys.executable).with_name("streams")
 SOON_S = 10.0
@@ -29,10 +32,12 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBroker]:
 
 
 def streams(settings: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run([str(STREAMS), *arguments], settings)
+
+
+def run(command: list[str], settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {f"STREAMS_{name.upper()}": value for name, value in settings.items()}
-    return subprocess.run(
-        [STREAMS, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def worker(settings: dict[str, str], prefix: str) -> WorkerProcess:
@@ -180,6 +185,110 @@ def test_a_connection_shows_no_password(secure):
     assert USER in repr(connection)
     assert PASSWORD not in repr(connection)
     assert PASSWORD not in repr(connection.credentials)
+
+
+# --- canaries ---------------------------------------------------------------------------------------------------------
+
+TOKEN = "http-canary-token"
+CANARIES = {
+    "password": PASSWORD, "token": TOKEN, "viewer": "viewer-canary-1", "address": "192.0.2.77",
+    "user agent": "CanaryAgent/4.2", "impression": "imp-canary-1", "page view": "page-canary-1",
+    "click": "click-canary-1", "broken": "broken-canary-1",
+}  # fmt: skip
+"""What is to be seen nowhere but in Kafka."""
+
+BUG = """
+import streams.kafka.qualify
+from streams.core.partition import Partition
+def apply(self, batch):
+    raise RuntimeError("a bug of our own")
+Partition.apply = apply
+"""
+
+
+def canary_events() -> dict[str, list[tuple[str, Any]]]:
+    """Events of every outcome that looks at a viewer, and records that are no events."""
+    now = int(time.time() * 1000)
+    person = {
+        "viewer_id": CANARIES["viewer"], "ip": CANARIES["address"], "user_agent": CANARIES["user agent"],
+        "page_view_id": CANARIES["page view"], "slot_id": "top", "ts": now, "campaign_id": "spring",
+    }  # fmt: skip
+    bot = person["user_agent"] + " Googlebot/2.1"
+    renders = [person | {"impression_id": CANARIES["impression"], **more} for more in (
+        {}, {}, {"impression_id": "imp-canary-10"}, {"impression_id": "imp-canary-11", "user_agent": bot},
+        {"impression_id": "imp-canary-12", "ts": now + 10**9}, {"impression_id": "imp-canary-13", "ts": now - 10**9},
+        {"impression_id": "imp-canary-14", "viewer_id": 7},
+        {"impression_id": "imp-canary-15", "price": "broken-canary-1"},
+        {"impression_id": "imp-canary-16", "format": "broken-canary-1"},
+    )]  # fmt: skip
+    view = {"impression_id": CANARIES["impression"], "viewer_id": CANARIES["viewer"], "ts": now, "kind": "viewable"}
+    click = {name: view[name] for name in ("impression_id", "viewer_id", "ts")} | {"click_id": CANARIES["click"]}
+    values = {
+        "renders": [*renders, b'{"viewer_id": "viewer-canary-1", broken-canary-1', b"\xffbroken-canary-1"],
+        "viewability": [view, view, view | {"impression_id": "imp-canary-99"}, view | {"kind": "broken-canary-1"}],
+        "clicks": [click, click],
+    }
+    return {topic: [(CANARIES["viewer"], value) for value in found] for topic, found in values.items()}
+
+
+def seen(words: str) -> list[str]:
+    return [name for name, canary in CANARIES.items() if canary in words or canary.removesuffix("-1") in words]
+
+
+def pages(running: WorkerProcess) -> str:
+    return "".join(running.get(path)[1] for path in ("/", "/metrics", "/readyz", "/api/campaigns", "/healthz"))
+
+
+def test_secrets_and_people_are_in_no_log_page_metric_or_traceback(secure, topic_prefix, tmp_path, monkeypatch):
+    settings = secure.settings("BOTH", topic_prefix=topic_prefix, log_level="debug", http_token=TOKEN)
+    assert streams(settings, "topics", "create", "--partitions", "2").returncode == 0
+    events = canary_events()
+    for topic, records in events.items():
+        send(secure.broker.bootstrap, topic_prefix + topic, records)
+    with worker(settings, topic_prefix) as running:
+        running.wait_consumed(**{topic: len(records) for topic, records in events.items()})
+        outcomes = ("counted", "duplicate", "refresh", "invalid_traffic", "future", "late", "malformed")
+        assert all(running.metric("streams_events_total", outcome=name) for name in outcomes)
+        shown = pages(running)
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(running.url + "/metrics?token=" + TOKEN, timeout=10)
+        with socket.create_connection(("127.0.0.1", int(running.url.rsplit(":", 1)[1]))) as broken:
+            broken.sendall(f"GET / HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\x00\r\n\r\n".encode())
+            assert b" 400 " in broken.recv(1_000).partition(b"\r\n")[0]
+        secure.broker.kill()
+        wait_until(lambda: running.get("/readyz")[0] == 503, "it is not ready without its broker")
+        shown += pages(running)
+        secure.broker.start()
+        running.ready()
+        assert running.terminate()[0] == 0
+    assert seen(shown) == []
+    assert seen("\n".join(running.log)) == []
+
+    (tmp_path / "sitecustomize.py").write_text(BUG)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[1]}")
+    with worker(settings, topic_prefix) as crashing:
+        send(secure.broker.bootstrap, topic_prefix + "renders", events["renders"])
+        assert crashing.wait() == 1
+    assert any("a bug of our own" in line for line in crashing.log)
+    assert seen("\n".join(crashing.log)) == []
+
+    refused = streams(settings | {"sasl_password": f"{PASSWORD}x"}, "worker", "--http-port", "0")
+    assert refused.returncode == 1
+    assert seen(refused.stdout + refused.stderr) == []
+
+
+def test_a_login_that_is_debugged_tells_no_password(secure):
+    """aiokafka would tell all of a request that it sends, and that of PLAIN is the password."""
+    code = (
+        "import asyncio, logging; logging.basicConfig(level=0); from streams.kafka.topics import TopicAdmin;"
+        "from streams.kafka.connection import Connection; from streams.settings import load\n"
+        "async def main():\n async with TopicAdmin(Connection.of(load())) as admin: await admin.partition_counts('x')\n"
+        "asyncio.run(main())"
+    )
+    found = run([sys.executable, "-c", code], secure.settings("BOTH"))
+    assert found.returncode == 0
+    assert "DEBUG:aiokafka" in found.stderr
+    assert PASSWORD not in found.stderr
 
 
 def test_only_one_place_says_how_clients_connect():
