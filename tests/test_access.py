@@ -271,6 +271,30 @@ async def test_beyond_the_limit_the_slow_go_first_then_the_idle_and_never_who_is
             writer.close()
 
 
+async def test_who_is_taking_its_answer_is_not_closed_for_another_one_unless_it_is_slow(
+    hasty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.web.access.TAKES_WITHIN_S", 20.0)
+    monkeypatch.setattr("streams.web.access.TAKES_AT_ONCE_S", 0.5)
+
+    async def large(_: web.Request) -> web.Response:
+        return web.Response(body=b"x" * (32 << 20))
+
+    async with answering(large, 1) as (connections, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1_024)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: any(one.unread_since is not None for one in connections._open.values()))
+        [taking] = connections._open
+        second, second_writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await said(second) == b""
+        assert [*connections._open] == [taking]
+        await until(lambda: not connections._open[taking].is_at_work(connections.now()))
+        _, third_writer = await asyncio.open_connection("127.0.0.1", port)
+        await until(lambda: len(connections._open) == 1 and taking not in connections._open)
+        for one in (writer, second_writer, third_writer):
+            one.close()
+
+
 async def test_a_hundred_half_open_scrapes_keep_nobody_out() -> None:
     async with served(http_max_connections=16) as site:
         halves = [await connect(site, REQUEST) for _ in range(MANY)]

@@ -24,6 +24,8 @@ SENDS_WITHIN_S: Final = 5.0
 """How long a client may take for a request, its first byte and a TLS handshake included."""
 TAKES_WITHIN_S: Final = 30.0
 """How long it may take to read what was written to it: a page of 5,000 campaigns has 15 MB."""
+TAKES_AT_ONCE_S: Final = 2.0
+"""A client that takes so long is slow: it is closed if that lets another one in."""
 _LOOK_S: Final = 0.25
 
 LIMITS: Final[dict[str, Any]] = {
@@ -153,7 +155,7 @@ class _Connection(asyncio.Protocol):
 
     def look(self, now: float) -> None:
         """Close it if its client is too slow."""
-        if not self.transport.get_write_buffer_size():
+        if not self.is_unread:
             self.unread_since = None
         elif self.unread_since is None:
             self.unread_since = now
@@ -162,9 +164,19 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
 
     @property
+    def is_unread(self) -> bool:
+        """Whether something that was written is not taken."""
+        return self.transport.get_write_buffer_size() > 0
+
+    def is_at_work(self, now: float) -> bool:
+        """Say whether it is answered, or takes its answer, and is not slow at that."""
+        is_slow = self.unread_since is not None and now - self.unread_since > TAKES_AT_ONCE_S
+        return self.is_answered or (self.is_unread and not is_slow)
+
+    @property
     def keeps_waiting_since(self) -> tuple[bool, float]:
         """Smallest for the one to be closed first: the one that is slow the longest, then the longest idle one."""
-        if self.unread_since is not None:
+        if self.is_unread and self.unread_since is not None:
             return False, self.unread_since
         return not self.is_sending, self.since
 
@@ -186,7 +198,8 @@ class Connections:
         others = [one for one in self._open.values() if not one.transport.is_closing()]
         self._open[connection.transport] = connection
         if len(others) >= self._limit:
-            closable = [one for one in others if not one.is_answered]
+            now = self.now()
+            closable = [one for one in others if not one.is_at_work(now)]
             min(closable, key=lambda one: one.keeps_waiting_since, default=connection).transport.abort()
 
     def remove(self, connection: _Connection) -> None:
