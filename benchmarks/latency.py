@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -66,6 +67,8 @@ class Phase(NamedTuple):
     valid: bool
     """Whether the sender sent in time, and all of it arrived."""
     exact: bool
+    slow_scrapes: int
+    """Connections beside it that take for ever."""
 
     @property
     def scraping_share(self) -> float:
@@ -91,6 +94,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=int, default=RATE, help="events a second (default %(default)s)")
     parser.add_argument("--job-rate", type=int, help="what `job` measured: go at 50 %% and at 80 %% of it")
     parser.add_argument("--scrape-ms", type=int, default=SCRAPE_MS, help="between scrapes (default %(default)s)")
+    parser.add_argument("--slow-scrapes", type=int, default=0, help="go again beside so many (default none)")
     parser.add_argument("--seconds", type=int, default=SECONDS, help="length of a run (default %(default)s)")
 
 
@@ -101,11 +105,14 @@ def measure(options: argparse.Namespace) -> list[Phase]:
     with tempfile.TemporaryDirectory() as folder, EmbeddedBroker(0, Path(folder)) as broker:
         for rate in rates:
             for number in range(options.runs):
-                prefix = f"rate{rate}-run{number}-"
-                asyncio.run(create_topics(broker.bootstrap, prefix, options.partitions))
-                with worker(broker, prefix) as one:
-                    one.recovered()
-                    phases.append(_phase(broker, prefix, one, rate, options))
+                for slow in dict.fromkeys((0, options.slow_scrapes)):
+                    prefix = f"rate{rate}-run{number}-beside{slow}-"
+                    asyncio.run(create_topics(broker.bootstrap, prefix, options.partitions))
+                    with worker(broker, prefix) as one:
+                        one.recovered()
+                        beside = ("-m", "benchmarks.slow", one.url, str(slow))
+                        with started(*beside, broker=broker, prefix=prefix) if slow else nullcontext():
+                            phases.append(_phase(broker, prefix, one, rate, slow, options))
     return phases
 
 
@@ -116,11 +123,11 @@ def summary(phases: list[Phase]) -> dict[str, Any]:
 
 def show(phases: list[Phase]) -> None:
     """Print the result, a block a rate."""
-    for rate in dict.fromkeys(column(phases, "rate")):
-        runs = [phase for phase in phases if phase.rate == rate]
+    for rate, slow in dict.fromkeys((phase.rate, phase.slow_scrapes) for phase in phases):
+        runs = [phase for phase in phases if (phase.rate, phase.slow_scrapes) == (rate, slow)]
         print(
             f"{rate:,} events/s for {runs[0].seconds} s (renders, 95 % with a view, 5 % sent twice),"
-            f" {runs[0].probes:,} probes, {len(runs)} runs"
+            f" {runs[0].probes:,} probes, {len(runs)} runs{f', beside {slow} slow scrapes' if slow else ''}"
         )
         latencies = (f"{name} {spread(column(runs, f'{name}_ms'))} ms" for name in ("p50", "p99", "max"))
         print(f"  from schedule to /metrics: {', '.join(latencies)}")
@@ -148,7 +155,9 @@ def _validity(runs: Sequence[Phase]) -> str:
     return f"NOT VALID: {behind}, more than 100 ms for {max(column(runs, 'behind_s')):.1f} s, or its records were lost"
 
 
-def _phase(broker: EmbeddedBroker, prefix: str, one: Worker, rate: int, options: argparse.Namespace) -> Phase:
+def _phase(
+    broker: EmbeddedBroker, prefix: str, one: Worker, rate: int, slow: int, options: argparse.Namespace
+) -> Phase:
     seconds, partitions = options.seconds, options.partitions
     arguments = {"rate": rate, "seconds": seconds, "partitions": partitions}
     flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
@@ -183,6 +192,7 @@ def _phase(broker: EmbeddedBroker, prefix: str, one: Worker, rate: int, options:
         sent.behind_s,
         sent.undelivered == 0 and sent.behind_s <= BEHIND_ALLOWED_S,
         is_exact,
+        slow,
     )
 
 

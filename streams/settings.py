@@ -1,14 +1,28 @@
 """All settings, read once, in one place, and frozen: defaults < streams.toml < environment `STREAMS_*` < flags."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import version
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Final
+from tomllib import TOMLDecodeError
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -18,6 +32,11 @@ from streams.core.books import DIMENSIONS
 from streams.core.events import DEFAULT_SOURCE
 from streams.core.panes import PANE_MS
 from streams.core.rules import DAY, Key, Network, Rules
+
+PREFIX: Final = "STREAMS_"
+FILE: Final = "streams.toml"
+HIDDEN: Final = "********"
+"""What is shown in the place of a secret."""
 
 _UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")
@@ -78,6 +97,35 @@ def _cidr_file(file: Path) -> Path:
     return file
 
 
+@dataclass(frozen=True)
+class SecretFile:
+    """A file and the secret that it held when the settings were read, without the end of its line."""
+
+    path: Path
+    content: SecretStr
+
+
+def _secret_file(given: Any) -> SecretFile:
+    path = Path(given)
+    try:
+        content = path.read_text().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or 'it is no UTF-8 text'}") from None
+    if not content:
+        raise ValueError("the file is empty")
+    return SecretFile(path, SecretStr(content))
+
+
+def _not_empty(secret: SecretStr) -> SecretStr:
+    if not secret.get_secret_value():
+        raise ValueError("it is empty: leave it out, or give one")
+    return secret
+
+
+Secret = Annotated[SecretStr, AfterValidator(_not_empty)]
+FileOfSecret = Annotated[SecretFile, BeforeValidator(_secret_file)]
+SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 Duration = Annotated[int, BeforeValidator(duration_ms), Field(gt=0)]
 OffOrDuration = Annotated[int, BeforeValidator(duration_ms), Field(ge=0)]
 CidrFile = Annotated[Path, AfterValidator(_cidr_file)]
@@ -89,7 +137,12 @@ class Settings(BaseSettings):
     """Every setting with its default. Durations are milliseconds inside and texts such as `30s` outside."""
 
     model_config = SettingsConfigDict(
-        env_prefix="STREAMS_", toml_file="streams.toml", frozen=True, extra="forbid", enable_decoding=False
+        env_prefix=PREFIX,
+        toml_file=FILE,
+        frozen=True,
+        extra="forbid",
+        enable_decoding=False,
+        hide_input_in_errors=True,
     )
 
     broker: str = Field("127.0.0.1:9092", description="Kafka bootstrap address, host:port[,host:port]")
@@ -97,8 +150,36 @@ class Settings(BaseSettings):
     group: str = Field(
         "impression-streams", pattern=r"^[A-Za-z0-9._-]+$", description="Consumer group; the prefix goes before it"
     )
+    sasl_mechanism: Mechanism | None = Field(None, description="How to log in to Kafka, with a SASL protocol")
+    sasl_username: str | None = Field(None, min_length=1, description="Who logs in to Kafka")
+    sasl_password: Secret | None = Field(None, description="Password of the user who logs in to Kafka")
+    sasl_password_file: FileOfSecret | None = Field(None, description="File with that password")
+    ssl_ca: FilePath | None = Field(
+        None, description="Certificates that Kafka's is to be signed by, PEM; without: those that the system trusts"
+    )
+    ssl_certificate: FilePath | None = Field(None, description="Certificate to show to Kafka, with its chain, PEM")
+    ssl_key: FilePath | None = Field(None, description="Key of that certificate, PEM, if it is in a file of its own")
+    ssl_key_password: Secret | None = Field(None, description="Password of that key, if it has one")
+    ssl_key_password_file: FileOfSecret | None = Field(None, description="File with that password")
+    # Behind what it is checked against.
+    security_protocol: SecurityProtocol = Field(
+        "PLAINTEXT", description="How to talk to Kafka: PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL"
+    )
+
     http_host: str = Field("127.0.0.1", description="Address that the HTTP server binds to")
     http_port: int = Field(6066, ge=0, le=65535, description="Port of /, /metrics, /healthz and /readyz; 0 = any")
+    http_key: FilePath | None = Field(None, description="Key of the HTTP server's certificate, if in a file of its own")
+    http_certificate: FilePath | None = Field(
+        None, description="Certificate of the HTTP server with its chain, PEM; with it: HTTPS"
+    )
+    http_token: Secret | None = Field(None, description="Bearer token that opens all but /healthz")
+    http_token_file: FileOfSecret | None = Field(None, description="File with that token")
+    http_password: Secret | None = Field(None, description="Password that opens all but /healthz, with the user name")
+    http_password_file: FileOfSecret | None = Field(None, description="File with that password")
+    http_username: str | None = Field(
+        None, min_length=1, pattern=r"^[^:]*$", description="User name beside that password"
+    )
+    http_max_connections: int = Field(64, ge=4, description="HTTP connections at a time; beyond, the slowest is closed")
 
     lateness: Duration = Field(3_600_000, description="An event further behind its topic partition is late")
     dedup_horizon: Duration = Field(3_600_000, description="Renders of one identity this close are one impression")
@@ -127,6 +208,41 @@ class Settings(BaseSettings):
     )
     log_level: str = Field("info", pattern=r"^(debug|info|warning|error)$", description="Least severe log shown")
 
+    @field_validator("sasl_password_file", "ssl_key_password_file", "http_token_file", "http_password_file")
+    @classmethod
+    def _one_place_for_a_secret(cls, file: SecretFile | None, info: ValidationInfo) -> SecretFile | None:
+        secret = str(info.field_name).removesuffix("_file")
+        if file is not None and info.data.get(secret, ...) is not None:
+            raise ValueError(f"{variable(secret)} is given too: keep one of them")
+        return file
+
+    @field_validator("security_protocol")
+    @classmethod
+    def _fits_what_is_given(cls, protocol: str, info: ValidationInfo) -> str:
+        login = {name: _is_given(info.data, name) for name in ("sasl_mechanism", "sasl_username", "sasl_password")}
+        files = [name for name in ("ssl_ca", "ssl_certificate") if _is_given(info.data, name)]
+        if protocol.startswith("SASL_") and (missing := [name for name, given in login.items() if not given]):
+            raise ValueError(f"needs {_variables(missing)} as well")
+        if not protocol.startswith("SASL_") and (idle := [name for name, given in login.items() if given]):
+            raise ValueError(f"does not log in, but {_variables(idle)} is given: take SASL_SSL, or SASL_PLAINTEXT")
+        if not protocol.endswith("SSL") and files:
+            raise ValueError(f"is without TLS, but {_variables(files)} is given: take SSL or SASL_SSL")
+        return protocol
+
+    @field_validator("http_certificate")
+    @classmethod
+    def _key_has_its_certificate(cls, certificate: Path | None, info: ValidationInfo) -> Path | None:
+        if certificate is None and _is_given(info.data, "http_key"):
+            raise ValueError(f"it is needed beside {variable('http_key')}")
+        return certificate
+
+    @field_validator("http_username")
+    @classmethod
+    def _password_has_its_name(cls, username: str | None, info: ValidationInfo) -> str | None:
+        if (username is None) == _is_given(info.data, "http_password"):
+            raise ValueError(f"it and {variable('http_password')} need each other")
+        return username
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -138,6 +254,12 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order of precedence, strongest first."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    def secret(self, name: str) -> str | None:
+        """Return a secret in the clear, from where it was given; None if it was not."""
+        file: SecretFile | None = getattr(self, f"{name}_file")
+        secret: SecretStr | None = getattr(self, name) if file is None else file.content
+        return None if secret is None else secret.get_secret_value()
 
     @property
     def rules(self) -> Rules:
@@ -170,12 +292,59 @@ class Settings(BaseSettings):
 def load(**flags: Any) -> Settings:
     """Read the settings; flags that are None are not given. Raises SettingsError with a line for every error."""
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        return Settings(**_given(flags))
+    except TOMLDecodeError as error:
+        raise SettingsError(f"{FILE}: {error}") from None
     except ValidationError as error:
         raise SettingsError("\n".join(_line(problem) for problem in error.errors())) from None
+
+
+def variable(name: str) -> str:
+    """Return the name of a setting as a variable of the environment."""
+    return PREFIX + name.upper()
+
+
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _is_given(data: Mapping[str, Any], name: str) -> bool:
+    """Say whether a setting, or the file with it, was given; what is wrong in itself is not in `data`, but was."""
+    return any(data.get(place, ...) is not None for place in (name, f"{name}_file") if place in Settings.model_fields)
+
+
+def _variables(names: list[str]) -> str:
+    return " and ".join(variable(name) for name in names)
 
 
 def _line(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
-    return f"STREAMS_{name.upper()}={problem['input']!r}: {message}"
+    if problem["type"] == "extra_forbidden":  # without its value: it may be a misspelt secret
+        near = get_close_matches(name, Settings.model_fields, 1)
+        return f"{variable(name)}: there is no such setting" + (f"; did you mean {variable(near[0])}?" if near else "")
+    if problem["input"] is None:
+        return f"{variable(name)}: {message}"
+    given = HIDDEN if is_secret(name) else repr(problem["input"])
+    return f"{variable(name)}={given}: {message}"
+
+
+def is_secret(name: str) -> bool:
+    """Say whether the value of a setting is never to be shown."""
+    return f"{name}_file" in Settings.model_fields
+
+
+def origins(**flags: Any) -> dict[str, str]:
+    """Return where each setting comes from that was given to `load` with the same flags; the rest are defaults."""
+    sources: list[tuple[str, Mapping[str, Any]]] = [
+        (FILE, TomlConfigSettingsSource(Settings)()),
+        ("environment", EnvSettingsSource(Settings)()),
+        ("flag", _given(flags)),
+    ]
+    return {name: origin for origin, given in sources for name in given}
+
+
+def duration_text(ms: int) -> str:
+    """Return a duration in the largest unit that divides it; `duration_ms` reads it."""
+    unit = next(unit for unit in reversed(_UNITS_MS) if ms % _UNITS_MS[unit] == 0)
+    return f"{ms // _UNITS_MS[unit]}{unit}" if ms else "0"

@@ -2,11 +2,17 @@
 
 from importlib.metadata import version
 from ipaddress import ip_network
+from typing import Any
 
+import orjson
 import pytest
+from hypothesis import given
+from hypothesis.strategies import integers
+from typer.testing import CliRunner
 
+from streams.cli import app
 from streams.core.rules import Rules
-from streams.settings import Settings, SettingsError, duration_ms, load
+from streams.settings import Settings, SettingsError, duration_ms, duration_text, load
 
 
 @pytest.fixture(autouse=True)
@@ -166,3 +172,138 @@ def test_the_prefix_goes_before_every_topic(monkeypatch):
 def test_a_prefix_that_no_topic_can_have_is_refused(prefix):
     with pytest.raises(SettingsError, match="STREAMS_TOPIC_PREFIX"):
         load(topic_prefix=prefix)
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------------
+
+CANARY = "s3cret-canary"
+
+
+def test_a_secret_comes_from_a_variable_or_from_a_file_without_the_end_of_its_line(tmp_path, monkeypatch):
+    (tmp_path / "token").write_text(f"{CANARY}\n")
+    assert load(http_token=CANARY).secret("http_token") == CANARY
+    monkeypatch.setenv("STREAMS_HTTP_TOKEN_FILE", str(tmp_path / "token"))
+    assert load().secret("http_token") == CANARY
+    assert load().secret("sasl_password") is None
+
+
+def test_a_secret_is_in_no_words_about_the_settings(tmp_path):
+    (tmp_path / "token").write_text(CANARY)
+    settings = load(http_token_file=tmp_path / "token", ssl_key_password=CANARY)
+    for words in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
+        assert CANARY not in words
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "No such file"), (b"", "the file is empty"), (b"\n", "the file is empty"), (b"\xff", "no UTF-8 text")],
+)
+def test_a_file_of_a_secret_that_cannot_be_used_is_refused_by_name(content, words, tmp_path):
+    if content is not None:
+        (tmp_path / "token").write_bytes(content)
+    with pytest.raises(SettingsError, match=f"STREAMS_HTTP_TOKEN_FILE=.*{words}"):
+        load(http_token_file=tmp_path / "token")
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ({"http_token": ""}, "STREAMS_HTTP_TOKEN=********: it is empty: leave it out, or give one"),
+        ({"http_password": CANARY}, "STREAMS_HTTP_USERNAME: it and STREAMS_HTTP_PASSWORD need each other"),
+        ({"http_username": "me"}, "STREAMS_HTTP_USERNAME='me': it and STREAMS_HTTP_PASSWORD need each other"),
+        ({"http_key": __file__}, "STREAMS_HTTP_CERTIFICATE: it is needed beside STREAMS_HTTP_KEY"),
+        (
+            {"security_protocol": "SASL_SSL", "sasl_username": "me"},
+            "STREAMS_SECURITY_PROTOCOL='SASL_SSL': needs STREAMS_SASL_MECHANISM and STREAMS_SASL_PASSWORD as well",
+        ),
+        (
+            {"security_protocol": "SSL", "sasl_password": CANARY},
+            "STREAMS_SECURITY_PROTOCOL='SSL': does not log in, but STREAMS_SASL_PASSWORD is given: take SASL_SSL, or "
+            "SASL_PLAINTEXT",
+        ),
+        (
+            {"ssl_ca": __file__},
+            "STREAMS_SECURITY_PROTOCOL='PLAINTEXT': is without TLS, but STREAMS_SSL_CA is given: take SSL or SASL_SSL",
+        ),
+        (
+            {"sasl_pasword": CANARY},
+            "STREAMS_SASL_PASWORD: there is no such setting; did you mean STREAMS_SASL_PASSWORD?",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_said_with_what_is_missing(flags, line):
+    with pytest.raises(SettingsError) as refused:
+        load(**flags)
+    assert str(refused.value) == line
+
+
+def test_a_secret_that_is_given_twice_is_refused_without_showing_it(tmp_path):
+    (tmp_path / "token").write_text(CANARY)
+    with pytest.raises(SettingsError) as refused:
+        load(http_token="other-canary", http_token_file=tmp_path / "token", http_port=-1)
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 2  # what is wrong elsewhere is told at the same time
+    assert "STREAMS_HTTP_TOKEN is given too: keep one of them" in lines[1]
+    assert "canary" not in str(refused.value)
+
+
+def test_a_settings_file_that_is_no_toml_is_one_clear_line(tmp_path):
+    (tmp_path / "streams.toml").write_text(f'http_token = "{CANARY}\n')
+    with pytest.raises(SettingsError, match=r"^streams.toml: .*line 1") as refused:
+        load()
+    assert CANARY not in str(refused.value)
+
+
+# --- streams config ---------------------------------------------------------------------------------------------------
+
+
+def shown(*arguments: str) -> Any:
+    result = CliRunner().invoke(app, ["config", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_config_shows_every_setting_with_its_value_and_where_it_is_from(tmp_path, monkeypatch):
+    (tmp_path / "streams.toml").write_text('lateness = "90m"\ngroup = "file"\n')
+    monkeypatch.setenv("STREAMS_GROUP", "environment")
+    settings = {line["name"]: line for line in orjson.loads(shown("--http-port", "7000", "--json"))}
+    assert settings.keys() == {f"STREAMS_{name.upper()}" for name in Settings.model_fields}
+    for name, value, origin in (
+        ("LATENESS", "90m", "streams.toml"), ("GROUP", "environment", "environment"), ("HTTP_PORT", "7000", "flag"),
+        ("IDLE", "30s", "default"), ("WINDOWS", "1m,5m,1h", "default"), ("CLICK_MAKES_VIEWABLE", "false", "default"),
+        ("CAMPAIGNS", "", "default"),
+    ):  # fmt: skip
+        assert (settings[f"STREAMS_{name}"]["value"], settings[f"STREAMS_{name}"]["origin"]) == (value, origin)
+
+
+def test_config_hides_secrets_and_shows_files_of_secrets(tmp_path, monkeypatch):
+    (tmp_path / "streams.toml").write_text(f'ssl_key_password = "{CANARY}"\n')
+    (tmp_path / "token").write_text(CANARY)
+    monkeypatch.setenv("STREAMS_HTTP_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("STREAMS_HTTP_PASSWORD", CANARY)
+    monkeypatch.setenv("STREAMS_HTTP_USERNAME", "me")
+    for words in (shown(), shown("--json")):
+        assert CANARY not in words
+        assert str(tmp_path / "token") in words
+        assert words.count("********") == 2
+
+
+def test_what_config_shows_is_what_settings_are_read_from(monkeypatch):
+    for line in orjson.loads(shown("--json")):
+        if line["value"]:
+            monkeypatch.setenv(line["name"], line["value"])
+    assert load() == Settings.model_construct()
+
+
+def test_config_tells_all_that_is_wrong_and_ends_with_2(monkeypatch):
+    monkeypatch.setenv("STREAMS_IDLE", "soon")
+    monkeypatch.setenv("STREAMS_HTTP_TOKEN", "")
+    result = CliRunner().invoke(app, ["config"])
+    assert result.exit_code == 2
+    assert "STREAMS_IDLE='soon'" in result.output
+    assert "STREAMS_HTTP_TOKEN=********" in result.output
+
+
+@given(integers(min_value=0, max_value=10**12))
+def test_a_duration_is_shown_as_it_may_be_given(ms):
+    assert duration_ms(duration_text(ms)) == ms

@@ -34,6 +34,7 @@ class WorkerProcess:
         environment |= {"STREAMS_BROKER": bootstrap, "STREAMS_TOPIC_PREFIX": prefix, "STREAMS_HTTP_PORT": "0"}
         self.log: list[str] = []
         self.url = ""
+        self.token = settings.get("http_token", "")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "streams.cli", "worker", *flags],
             env=os.environ | environment,
@@ -68,7 +69,8 @@ class WorkerProcess:
 
     def get(self, path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+            request = urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {self.token}"})
+            with urllib.request.urlopen(request, timeout=10) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()

@@ -2,7 +2,7 @@
 
 import typer
 
-from streams.cli import broker, demo, explain, generate, report, top, topics, worker
+from streams.cli import broker, check, config, demo, explain, generate, report, top, topics, worker
 
 app = typer.Typer(
     name="streams",
@@ -20,6 +20,8 @@ app.command("generate", epilog=generate.EPILOG)(generate.command)
 app.command("report", epilog=report.EPILOG)(report.command)
 app.command("explain", epilog=explain.EPILOG)(explain.command)
 app.command("top", epilog=top.EPILOG)(top.command)
+app.command("check", epilog=check.EPILOG)(check.command)
+app.command("config", epilog=config.EPILOG)(config.command)
 app.add_typer(topics.app, name="topics")
 
 

@@ -15,6 +15,7 @@ from streams.cli.shared import (
     JsonOption,
     PrefixOption,
     campaigns_from,
+    connection_from,
     fail,
     finish,
     settings_from,
@@ -27,6 +28,7 @@ from streams.kafka.reader import Reader
 from streams.replay.explain import Finding, Place, Search, Witness, clock
 from streams.replay.files import STDIN
 from streams.replay.recount import merged
+from streams.settings import Settings
 
 EPILOG: Final = (
     "Examples: [bold]streams explain imp-4711[/bold] | [bold]streams explain imp-4711 --source adserver --json[/bold] "
@@ -61,7 +63,7 @@ def command(
     if in_files:
         findings = _from_files(files, search, settings.rules, agreed)
     else:
-        findings = finish(_from_topics(settings.broker, settings.topic_prefix, search, settings.rules, agreed))
+        findings = finish(_from_topics(settings, search, agreed))
     if not findings:
         where = "in these files" if in_files else f"on the topics of {settings.broker}"
         of_source = f" of source {safe(source)}" if source else ""
@@ -89,9 +91,9 @@ def _from_files(files: Files, search: Search, rules: Rules, campaigns: Campaigns
     return witness.findings()
 
 
-async def _from_topics(broker: str, prefix: str, search: Search, rules: Rules, campaigns: Campaigns) -> list[Finding]:
+async def _from_topics(settings: Settings, search: Search, campaigns: Campaigns) -> list[Finding]:
     findings: list[Finding] = []
-    async with Reader(broker, prefix) as reader:
+    async with Reader(connection_from(settings), settings.topic_prefix) as reader:
         sizes = await reader.sizes()
         with _progress("Looking", sum(sizes.values())) as tell:
             async for topic, partition, records in reader.records(sizes):
@@ -99,7 +101,7 @@ async def _from_topics(broker: str, prefix: str, search: Search, rules: Rules, c
                 tell(len(records))
         with _progress("Deciding", sum(sizes[partition] for partition in search.partitions)) as tell:
             for partition in sorted(search.partitions):
-                witness = Witness(search, partition, rules, campaigns)
+                witness = Witness(search, partition, settings.rules, campaigns)
                 async for chunk in reader.chunks(partition):
                     witness.watch(chunk.batch, [record.value for record in chunk.records])
                     tell(len(chunk.records))

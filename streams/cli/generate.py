@@ -20,7 +20,17 @@ import orjson
 import typer
 from rich.console import Console
 
-from streams.cli.shared import BrokerOption, JsonOption, PrefixOption, duration, fail, finish, settings_from, write_json
+from streams.cli.shared import (
+    BrokerOption,
+    JsonOption,
+    PrefixOption,
+    connection_from,
+    duration,
+    fail,
+    finish,
+    settings_from,
+    write_json,
+)
 from streams.core.events import TOPICS
 from streams.core.money import PriceError, is_currency, nano_of
 from streams.kafka.produce import PacedProducer, ProduceError, Sending
@@ -302,7 +312,7 @@ class Run:
     async def _send(self, settings: Settings, paced: bool) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
-        producer = PacedProducer[Scheduled](settings.broker, settings.topic_prefix, self._note)
+        producer = PacedProducer[Scheduled](connection_from(settings), settings.topic_prefix, self._note)
         self.sending = producer.sending
         telling = asyncio.create_task(self._keep_telling())
         try:

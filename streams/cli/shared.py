@@ -12,12 +12,13 @@ import typer
 from structlog.typing import Processor
 
 from streams.core.campaigns import Campaigns
+from streams.kafka.connection import Connection, RefusedError
 from streams.kafka.qualify import JournalError
 from streams.kafka.rollup import TableError
 from streams.kafka.topics import TopicsError
 from streams.kafka.transport import LeaseError
 from streams.settings import Settings, SettingsError, duration_ms, load
-from streams.web.server import SiteError
+from streams.web.access import SiteError
 from streams.wire.campaigns import CampaignsError, load_campaigns
 
 T = TypeVar("T")
@@ -29,6 +30,9 @@ BrokerOption = Annotated[
 PrefixOption = Annotated[
     str | None, typer.Option("--topic-prefix", help="Goes before every topic name (STREAMS_TOPIC_PREFIX).")
 ]
+HostOption = Annotated[str | None, typer.Option(help="Address to serve on (STREAMS_HTTP_HOST).")]
+PortOption = Annotated[int | None, typer.Option(help="Port to serve on, 0 = any (STREAMS_HTTP_PORT).")]
+LevelOption = Annotated[str | None, typer.Option(help="debug, info, warning or error (STREAMS_LOG_LEVEL).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -51,6 +55,14 @@ def read_campaigns(settings: Settings) -> Campaigns:
     if settings.campaigns is None:
         return Campaigns(billing_source=settings.billing_source)
     return load_campaigns(settings.campaigns, settings.billing_source)
+
+
+def connection_from(settings: Settings) -> Connection:
+    """Return how to connect to Kafka, or end with what is wrong with a file that is needed for it."""
+    try:
+        return Connection.of(settings)
+    except RefusedError as error:
+        fail(f"settings:\n{error}", 2)
 
 
 def campaigns_from(settings: Settings) -> Campaigns:

@@ -4,7 +4,15 @@ from typing import Annotated
 
 import typer
 
-from streams.cli.shared import BrokerOption, JsonOption, PrefixOption, finish, settings_from, write_json
+from streams.cli.shared import (
+    BrokerOption,
+    JsonOption,
+    PrefixOption,
+    connection_from,
+    finish,
+    settings_from,
+    write_json,
+)
 from streams.kafka.topics import Topic, TopicAdmin, all_topics
 from streams.settings import Settings
 
@@ -25,7 +33,7 @@ def create(
     settings = settings_from(broker=broker, topic_prefix=topic_prefix)
 
     async def run() -> list[str]:
-        async with TopicAdmin(settings.broker) as admin:
+        async with TopicAdmin(connection_from(settings)) as admin:
             return await admin.create(_topics(settings), partitions, replication)
 
     created = finish(run())
@@ -41,7 +49,7 @@ def check(broker: BrokerOption = None, topic_prefix: PrefixOption = None, as_jso
     settings = settings_from(broker=broker, topic_prefix=topic_prefix)
 
     async def run() -> list[str]:
-        async with TopicAdmin(settings.broker) as admin:
+        async with TopicAdmin(connection_from(settings)) as admin:
             return await admin.check(_topics(settings))
 
     findings = finish(run())

@@ -16,9 +16,13 @@ from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
 
 from streams.cli.shared import (
     BrokerOption,
+    HostOption,
+    LevelOption,
+    PortOption,
     PrefixOption,
     campaigns_from,
     configure_logging,
+    connection_from,
     finish,
     read_campaigns,
     settings_from,
@@ -49,9 +53,9 @@ fetch. With Python's own 5 ms what is fetched comes too late for who applies it.
 def command(
     broker: BrokerOption = None,
     topic_prefix: PrefixOption = None,
-    http_host: Annotated[str | None, typer.Option(help="Address to serve on (STREAMS_HTTP_HOST).")] = None,
-    http_port: Annotated[int | None, typer.Option(help="Port to serve on, 0 = any (STREAMS_HTTP_PORT).")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error (STREAMS_LOG_LEVEL).")] = None,
+    http_host: HostOption = None,
+    http_port: PortOption = None,
+    log_level: LevelOption = None,
     accept_settings: Annotated[
         bool, typer.Option("--accept-settings", help="Let changed rules hold from now on; horizons only get smaller.")
     ] = False,
@@ -161,7 +165,7 @@ async def _look(settings: Settings) -> int:
     topics = all_topics(settings.topic_prefix, settings.topic(settings.group))
     for wait_s in chain(_WAITS_S, repeat(_WAITS_S[-1])):
         try:
-            async with TopicAdmin(settings.broker) as admin:
+            async with TopicAdmin(connection_from(settings)) as admin:
                 return await admin.agreed_partitions(topics)
         except NoBrokerError as error:
             log.warning("trying again", after_s=wait_s, error=str(error))

@@ -20,6 +20,7 @@ from mode import CrashingSupervisor
 
 from streams.core.campaigns import Campaigns
 from streams.core.events import TOPICS
+from streams.kafka.connection import Connection
 from streams.kafka.qualify import JournalError, Qualify, partitions_changed
 from streams.kafka.rollup import RollupStage
 from streams.kafka.tables import Outbox, PartitionTable, Tables
@@ -47,10 +48,11 @@ class _App(faust.App):
         """Make none: state is in memory and in Kafka."""
 
 
-def _faust_app(settings: Settings, partitions: int) -> Any:
+def _faust_app(settings: Settings, connection: Connection, partitions: int) -> Any:
     return _App(
         settings.topic(settings.group),
-        broker=[f"impressions://{address}" for address in settings.broker.split(",")],
+        broker=[f"impressions://{address}" for address in connection.address.split(",")],
+        broker_credentials=connection.credentials,
         store="memory://",
         Table=PartitionTable,
         TableManager=Tables,
@@ -107,7 +109,8 @@ class Worker:
     ) -> None:
         self._settings = settings
         self._on_commit = on_commit
-        self._app = _faust_app(settings, partitions)
+        connection = Connection.of(settings)
+        self._app = _faust_app(settings, connection, partitions)
         self._consumer: Consumer = self._app.consumer
         self._consumer.before_revoke = self._drain_stages
         self.qualify = Qualify(
@@ -134,7 +137,7 @@ class Worker:
         self.qualify.newest_elsewhere = self.rollup.newest
         self._add_agents()
         self._tables: Tables = self._app.tables
-        self._tables.broker = settings.broker
+        self._tables.broker = connection
         self._tables.begin = self._begin
         self._tables.take_over = self._take_over
         self._tables.claim = self.qualify.claim

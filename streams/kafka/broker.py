@@ -20,7 +20,7 @@ import time
 import uuid
 import zipfile
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -257,15 +257,21 @@ class EmbeddedBroker:
     It may be stopped, killed and started again, also by another process and on another port: what is in the directory
     stays. Port 0 takes a free one, which is kept. No method needs or disturbs an event loop, but `start` and `stop`
     block for seconds: in an asyncio program call them in a thread. With `advertised`, clients are told to go on by
-    that port, such as a proxy's.
+    that port, such as a proxy's. `properties` are Kafka's own, and go before those that it has here.
     """
 
     def __init__(
-        self, port: int, directory: Path, on_download: OnDownload | None = None, advertised: int | None = None
+        self,
+        port: int,
+        directory: Path,
+        on_download: OnDownload | None = None,
+        advertised: int | None = None,
+        properties: Mapping[str, str] | None = None,
     ) -> None:
         self.port = port
         self.directory = directory.absolute()
         self.advertised = advertised
+        self._own = "".join(f"{name}={value}\n" for name, value in (properties or {}).items())
         self._on_download = on_download
         self._process: subprocess.Popen[bytes] | None = None
         self._keeper = threading.Thread()
@@ -351,7 +357,8 @@ class EmbeddedBroker:
         path = self.directory / f"{name}.properties"
         advertised = self.advertised or self.port
         ports = {"port": self.port, "controller_port": _free_port(self.port), "advertised": advertised}
-        path.write_text(_PROPERTIES.format(host=HOST, data=data, **ports))
+        # Of two lines for one name the later holds.
+        path.write_text(_PROPERTIES.format(host=HOST, data=data, **ports) + self._own.format(host=HOST, **ports))
         return path
 
     def _format(self, jars: Path) -> None:

@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.partitioner import murmur2
 
 from streams.core.events import TOPICS
+from streams.kafka.connection import Broker, Connection
 from streams.kafka.topics import Topic, TopicAdmin
 
 _TICK_S: Final = 0.05
@@ -72,9 +73,9 @@ class PacedProducer(Generic[R]):
     """Sends records in order. `taken` is called with each record that will be delivered, and its partition."""
 
     def __init__(
-        self, broker: str, prefix: str, taken: Callable[[R, int], None], give_up_s: float = _GIVE_UP_S
+        self, broker: Broker, prefix: str, taken: Callable[[R, int], None], give_up_s: float = _GIVE_UP_S
     ) -> None:
-        self._broker = broker
+        self._connection = Connection.to(broker)
         self._give_up_s = give_up_s
         self._prefix = prefix
         self._taken = taken
@@ -90,14 +91,14 @@ class PacedProducer(Generic[R]):
         Returns when every record that was taken is delivered. Raises ProduceError if one was not, TopicsError if the
         topics are missing or have unequal partition counts.
         """
-        async with TopicAdmin(self._broker) as admin:
+        async with TopicAdmin(self._connection) as admin:
             self._partitions = await admin.agreed_partitions([Topic(self._prefix + topic, {}) for topic in TOPICS])
         producer = AIOKafkaProducer(
-            bootstrap_servers=self._broker,
             enable_idempotence=True,
             max_batch_size=_BATCH_BYTES,
             max_request_size=_REQUEST_BYTES,
             request_timeout_ms=int(self._give_up_s * 1000),
+            **self._connection.arguments,
         )
         try:
             await producer.start()
@@ -107,7 +108,8 @@ class PacedProducer(Generic[R]):
                 await self._close(producer)
         except (KafkaError, OSError) as error:  # a time-out is an OSError
             raise ProduceError(
-                f"Kafka at {self._broker} did not take a record ({type(error).__name__}): what was sent is not known"
+                f"Kafka at {self._connection.address} did not take a record ({type(error).__name__}): what was sent"
+                " is not known"
             ) from error
 
     async def _close(self, producer: Any) -> None:

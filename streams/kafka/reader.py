@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError
 
 from streams.core.events import TOPICS
 from streams.kafka.backlog import Backlog, Chunk, chunks
+from streams.kafka.connection import Broker, Connection
 from streams.kafka.topics import Topic, TopicAdmin, TopicsError
 
 _FETCH_MS: Final = 500
@@ -26,8 +27,8 @@ _SILENCE_S: Final = 30.0
 class Reader:
     """Reads topics that have the same partitions. Use as an async context manager; raises TopicsError."""
 
-    def __init__(self, broker: str, prefix: str, topics: Iterable[str] = TOPICS) -> None:
-        self._broker = broker
+    def __init__(self, broker: Broker, prefix: str, topics: Iterable[str] = TOPICS) -> None:
+        self._connection = Connection.to(broker)
         self._prefix = prefix
         self._topics = tuple(topics)
         self._consumer: Any = None
@@ -35,13 +36,13 @@ class Reader:
         self.partitions = 0
 
     async def __aenter__(self) -> "Reader":
-        async with TopicAdmin(self._broker) as admin:
+        async with TopicAdmin(self._connection) as admin:
             self.partitions = await admin.agreed_partitions([Topic(self._prefix + topic, {}) for topic in self._topics])
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._broker,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             fetch_max_wait_ms=_WAIT_MS,
+            **self._connection.arguments,
         )
         try:
             await self._consumer.start()
@@ -58,7 +59,8 @@ class Reader:
         return [TopicPartition(self._prefix + topic, number) for number in partitions for topic in self._topics]
 
     def _gone(self, why: str) -> TopicsError:
-        return TopicsError(f"no answer from Kafka at {self._broker} ({why}): what was read so far is not all there is")
+        where = self._connection.address
+        return TopicsError(f"no answer from Kafka at {where} ({why}): what was read so far is not all there is")
 
     async def sizes(self) -> dict[int, int]:
         """Return how many records each partition number holds, in all topics."""
@@ -70,7 +72,15 @@ class Reader:
 
     async def records(self, partitions: Iterable[int]) -> AsyncIterator[tuple[str, int, list[Any]]]:
         """Yield (topic without prefix, partition, records), each partition in order of its offsets."""
-        left = await self._start(self._places(partitions))
+        async for found in self._read(await self._start(self._places(partitions))):
+            yield found
+
+    async def newest(self, count: int) -> AsyncIterator[tuple[str, int, list[Any]]]:
+        """Yield what `records` does, but only of the last `count` offsets of each partition."""
+        async for found in self._read(await self._start(self._places(range(self.partitions)), count)):
+            yield found
+
+    async def _read(self, left: set[TopicPartition]) -> AsyncIterator[tuple[str, int, list[Any]]]:
         while left:
             for place, records in await self._fetched(left):
                 yield place.topic.removeprefix(self._prefix), place.partition, records
@@ -93,9 +103,11 @@ class Reader:
             else:
                 return
 
-    async def _start(self, places: list[TopicPartition]) -> set[TopicPartition]:
-        """Begin anew at the oldest records; return the topic partitions that have any."""
+    async def _start(self, places: list[TopicPartition], newest: int | None = None) -> set[TopicPartition]:
+        """Begin anew at the oldest records, or so many offsets before the end; return the partitions that have any."""
         begins = await self._consumer.beginning_offsets(places)
+        if newest is not None:
+            begins = {place: max(begin, self._ends[place] - newest) for place, begin in begins.items()}
         left = {place for place in places if begins[place] < self._ends[place]}
         if left:  # a consumer that is closed while it takes an assignment in waits for ever (aiokafka 0.14)
             self._consumer.assign(sorted(left))

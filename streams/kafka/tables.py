@@ -22,6 +22,7 @@ from aiokafka.errors import KafkaError
 from faust.tables.manager import TableManager
 from faust.types import TP
 
+from streams.kafka.connection import Broker
 from streams.kafka.reader import Reader
 from streams.kafka.topics import TopicsError
 from streams.kafka.transport import Consumer, Extent
@@ -103,8 +104,8 @@ class Tables(TableManager):
     wrote of a claim by then is as harmless as what a worker wrote that died then.
     """
 
-    broker: str
-    """Addresses of the brokers that hold the changelogs."""
+    broker: Broker
+    """Where the changelogs lie."""
 
     begin: Callable[[set[TP]], None]
     """Called with what is assigned; raises why that cannot be taken over."""

@@ -7,9 +7,16 @@ from typing import Final, NamedTuple, TypeVar
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 
 from streams.core.events import TOPICS
+from streams.kafka.connection import Broker, Connection, RefusedError
 
 PARTIALS: Final = "campaign-partials"
 WINDOWS: Final = "campaign-windows"
@@ -22,6 +29,8 @@ T = TypeVar("T")
 _ANSWER_S: Final = 10.0
 _DAY_MS: Final = 86_400_000
 _INPUT_BYTES: Final = 8 << 20
+_AT_LEAST: Final = frozenset({"retention.ms", "max.message.bytes"})
+_FOREVER: Final = "-1"
 _OWN_BYTES: Final = 16 << 20
 """The program's own records and letters: a letter carries an input record whole, and its headers."""
 
@@ -75,15 +84,23 @@ def all_topics(prefix: str, group: str) -> list[Topic]:
 class TopicAdmin:
     """Creates and checks topics. Use as an async context manager."""
 
-    def __init__(self, broker: str) -> None:
-        self._broker = broker
-        self._client = AIOKafkaAdminClient(bootstrap_servers=broker, request_timeout_ms=int(_ANSWER_S * 1000))
+    def __init__(self, broker: Broker) -> None:
+        self._connection = Connection.to(broker)
+        self._client = AIOKafkaAdminClient(request_timeout_ms=int(_ANSWER_S * 1000), **self._connection.arguments)
 
     async def __aenter__(self) -> "TopicAdmin":
+        address = self._connection.address
+        try:
+            # First, as it can say why: aiokafka's clients only log that, and raise that they got nowhere.
+            await self._connection.knock()
+        except ValueError:
+            raise TopicsError(f"{address!r} is no list of Kafka addresses, host:port[,host:port]") from None
+        except RefusedError as refusal:
+            raise TopicsError(str(refusal)) from None
+        except (KafkaError, OSError) as error:  # a time-out is an OSError
+            raise self._away(error) from None
         try:
             await self._answer(self._client.start())
-        except ValueError:
-            raise TopicsError(f"{self._broker!r} is no list of Kafka addresses, host:port[,host:port]") from None
         except TopicsError:
             await self._client.close()
             raise
@@ -95,11 +112,22 @@ class TopicAdmin:
     async def _answer(self, request: Awaitable[T]) -> T:
         try:
             return await request
-        except (KafkaError, OSError) as error:  # a time-out is an OSError
-            raise NoBrokerError(
-                f"no answer from Kafka at {self._broker} ({type(error).__name__}): start one with `streams broker`, or"
-                " say with STREAMS_BROKER where one runs"
-            ) from None
+        except (KafkaError, OSError) as error:
+            try:
+                await self._connection.knock_at_nodes()
+            except RefusedError as refusal:
+                raise TopicsError(str(refusal)) from None
+            except (KafkaError, OSError):
+                pass
+            raise self._away(error) from None
+
+    def _away(self, error: Exception) -> NoBrokerError:
+        closes = isinstance(error, KafkaConnectionError | ConnectionResetError)
+        hint = "; it closes connections: is STREAMS_SECURITY_PROTOCOL what it wants?" if closes else ""
+        return NoBrokerError(
+            f"no answer from Kafka at {self._connection.address} ({type(error).__name__}): start one with `streams"
+            f" broker`, or say with STREAMS_BROKER where one runs{hint}"
+        )
 
     async def partition_counts(self, names: Iterable[str]) -> dict[str, int]:
         """Return how many partitions each of these topics has; those that do not exist are left out.
@@ -199,7 +227,14 @@ def _differences(topic: Topic, config: dict[str, str] | None) -> list[str]:
     if config is None:
         return []
     return [
-        f"{topic.name}: {key} is {config.get(key)}, should be {wanted}; set it with kafka-configs.sh --alter"
+        f"{topic.name}: {key} is {config.get(key)}, should be {'at least ' * (key in _AT_LEAST)}{wanted}; set it with "
+        "kafka-configs.sh --alter"
         for key, wanted in topic.config.items()
-        if config.get(key) != wanted
+        if not _is_enough(key, config.get(key), wanted)
     ]
+
+
+def _is_enough(key: str, found: str | None, wanted: str) -> bool:
+    if found is None or key not in _AT_LEAST:
+        return found == wanted
+    return found == _FOREVER or int(found) >= int(wanted)

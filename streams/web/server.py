@@ -17,6 +17,7 @@ from streams.metrics.collector import Collector
 from streams.metrics.exposition import Page
 from streams.metrics.reading import Reading
 from streams.settings import Settings
+from streams.web.access import LIMITS, SENDS_WITHIN_S, Connections, Guard, SiteError, server_context
 from streams.web.figures import as_json
 from streams.web.live import Live
 from streams.web.page import as_html
@@ -31,10 +32,6 @@ _HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-
-
-class SiteError(Exception):
-    """The address cannot be served on; the message says what to do."""
 
 
 class Site:
@@ -58,7 +55,8 @@ class Site:
         self._not_ready = not_ready
         self._snapshots = Snapshots(settings, read, not_ready)
         self._live = Live(self._snapshots, settings.windows, _HEADERS)
-        application = web.Application(middlewares=[_with_headers])
+        self._connections = Connections(settings.http_max_connections)
+        application = web.Application(middlewares=[self._connections.note, _with_headers, Guard(settings).check])
         application.on_shutdown.append(self._live.stop)
         application.add_routes(
             [
@@ -73,25 +71,34 @@ class Site:
                 web.get("/live", self._live.serve, allow_head=False),
             ]
         )
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1, **LIMITS)
+        self._context = server_context(settings)
 
     async def __aenter__(self) -> Self:
         await self._runner.setup()
         host, port = self._settings.http_host, self._settings.http_port
+        assert self._runner.server is not None
+        served = self._connections.factory(self._runner.server)
         try:
-            await web.TCPSite(self._runner, host, port).start()
+            self._server = await asyncio.get_running_loop().create_server(
+                served, host, port, ssl=self._context, ssl_handshake_timeout=SENDS_WITHIN_S if self._context else None
+            )
         except OSError as error:
             await self._runner.cleanup()
             raise SiteError(f"cannot serve on {host}:{port} ({error.strerror}): try another --http-port") from None
+        self._watching = asyncio.create_task(self._connections.watch())
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._watching.cancel()
+        self._server.close()
         await self._runner.cleanup()
 
     @property
     def url(self) -> str:
         """The address of the page."""
-        return f"http://{self._settings.http_host}:{self._runner.addresses[0][1]}"
+        scheme = "http" if self._context is None else "https"
+        return f"{scheme}://{self._settings.http_host}:{self._server.sockets[0].getsockname()[1]}"
 
     async def _metrics(self, request: web.Request) -> web.Response:
         """Write the page of all metrics. Between its parts, events are counted and heartbeats sent."""
