@@ -10,6 +10,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
 from streams.core.events import TOPICS
+from streams.core.reported import REPORTED_COUNTS
 
 PARTIALS: Final = "campaign-partials"
 WINDOWS: Final = "campaign-windows"
@@ -67,6 +68,7 @@ def all_topics(prefix: str, group: str) -> list[Topic]:
         *(Topic(prefix + name, inputs) for name in TOPICS),
         Topic(prefix + PARTIALS, {**kept, "retention.ms": str(7 * _DAY_MS)}),
         Topic(prefix + WINDOWS, compacted),
+        Topic(prefix + REPORTED_COUNTS, compacted),
         Topic(prefix + DEAD_LETTERS, {**kept, "retention.ms": str(30 * _DAY_MS)}),
         *(Topic(changelog(group, table), state) for table in (JOURNAL, CAMPAIGNS)),
     ]
