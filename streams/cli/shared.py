@@ -3,12 +3,17 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from datetime import UTC, tzinfo
 from typing import Annotated, Any, NoReturn, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import orjson
 import structlog
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 from structlog.typing import Processor
 
 from streams.core.campaigns import Campaigns
@@ -67,6 +72,28 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     except (TopicsError, SiteError, JournalError, TableError, LeaseError) as error:
         fail(str(error))
+
+
+@contextmanager
+def reading_bar(verb: str, total: int | None, position: Callable[[], int]) -> Iterator[Callable[[int], None]]:
+    """Show on a terminal how many of `total` bytes are read; yield what to tell of lines that were."""
+    console = Console(stderr=True)
+    columns = (verb, BarColumn(), DownloadColumn(), "{task.fields[lines]:,} lines", TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total, lines=0)
+
+        def tell(more: int) -> None:
+            bar.update(task, completed=position(), lines=bar.tasks[0].fields["lines"] + more)
+
+        yield tell
+
+
+def zone_of(name: str | None) -> tzinfo:
+    """Return the time zone of a name, UTC for None; a name that is none ends the command."""
+    try:
+        return UTC if name is None else ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        fail(f"--tz {name}: no such time zone", 2)
 
 
 def duration(text: str) -> int:

@@ -6,7 +6,7 @@ which they come. Every delivery is confirmed; a retry does not store a record tw
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -27,6 +27,9 @@ _GIVE_UP_S: Final = 30.0
 """How long the broker may be away, such as for a restart."""
 
 
+Headers = Sequence[tuple[str, bytes]]
+
+
 class Record(Protocol):
     """What is to be sent, and when on the event clock (ms since the epoch)."""
 
@@ -45,6 +48,10 @@ class Record(Protocol):
     @property
     def value(self) -> bytes | None:
         """The event; not always one that can be read."""
+
+    @property
+    def headers(self) -> Headers:
+        """What stands beside it."""
 
 
 R = TypeVar("R", bound=Record)
@@ -68,13 +75,27 @@ def partition_of(key: bytes, partitions: int) -> int:
     return int(murmur2(key) & 0x7FFFFFFF) % partitions
 
 
+def by_key(record: Record, partitions: int) -> int:
+    """Return the partition that Kafka's default partitioner gives to a record."""
+    return partition_of(record.key, partitions)
+
+
 class PacedProducer(Generic[R]):
-    """Sends records in order. `taken` is called with each record that will be delivered, and its partition."""
+    """Sends records to some topics in order. `taken` is called with each that will be delivered, and its partition."""
 
     def __init__(
-        self, broker: str, prefix: str, taken: Callable[[R, int], None], give_up_s: float = _GIVE_UP_S
+        self,
+        broker: str,
+        prefix: str,
+        taken: Callable[[R, int], None],
+        give_up_s: float = _GIVE_UP_S,
+        *,
+        topics: Sequence[str] = TOPICS,
+        partition: Callable[[R, int], int] = by_key,
     ) -> None:
         self._broker = broker
+        self._topics = topics
+        self._partition = partition
         self._give_up_s = give_up_s
         self._prefix = prefix
         self._taken = taken
@@ -91,7 +112,8 @@ class PacedProducer(Generic[R]):
         topics are missing or have unequal partition counts.
         """
         async with TopicAdmin(self._broker) as admin:
-            self._partitions = await admin.agreed_partitions([Topic(self._prefix + topic, {}) for topic in TOPICS])
+            topics = [Topic(self._prefix + topic, {}) for topic in self._topics]
+            self._partitions = await admin.agreed_partitions(topics)
         producer = AIOKafkaProducer(
             bootstrap_servers=self._broker,
             enable_idempotence=True,
@@ -145,15 +167,16 @@ class PacedProducer(Generic[R]):
             return
 
     async def _take(self, producer: Any, record: R) -> None:
-        partition = partition_of(record.key, self._partitions)
+        partition = self._partition(record, self._partitions)
         place = (record.topic, partition)
         batch = self._batches.get(place)
         if batch is None:
             batch = self._batches[place] = producer.create_batch()
-        if batch.append(timestamp=None, key=record.key, value=record.value) is None:
+        told = {"timestamp": None, "key": record.key, "value": record.value, "headers": record.headers}
+        if batch.append(**told) is None:
             await self._ship(producer, place)
             batch = self._batches[place] = producer.create_batch()
-            batch.append(timestamp=None, key=record.key, value=record.value)
+            batch.append(**told)
         self._taken(record, partition)
         self.sending.sent += 1
 

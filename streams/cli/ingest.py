@@ -1,0 +1,342 @@
+"""`streams ingest`: an ad system's own files as events or reported counts, to Kafka or to files of JSON lines."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from io import BufferedWriter
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Final, NamedTuple
+
+import typer
+
+from streams.cli.shared import (
+    BrokerOption,
+    JsonOption,
+    PrefixOption,
+    fail,
+    finish,
+    reading_bar,
+    settings_from,
+    write_json,
+    zone_of,
+)
+from streams.core.events import CLICKS, RENDERS, TOPICS, VIEWABILITY
+from streams.core.money import is_currency
+from streams.core.reported import REPORTED_COUNTS
+from streams.kafka.backlog import APPENDED
+from streams.kafka.produce import Headers, PacedProducer, ProduceError, by_key
+from streams.kafka.qualify import campaign_partition
+from streams.replay.files import FileError, LineFile
+from streams.settings import Settings
+from streams.sources.adapter import BadRow, HeaderError, Options, System
+from streams.sources.gam import line_item_prices
+from streams.sources.systems import SYSTEMS, Piece, Ready, read
+
+EPILOG: Final = (
+    "Examples: [bold]streams ingest gam NetworkImpressions_*.gz --table LineItem.csv --to kafka[/bold] | "
+    "[bold]streams ingest dv360 dcm_account_*.csv.gz --out ./events[/bold] | "
+    "[bold]zcat notices.gz | streams ingest openrtb - --source dsp[/bold] | "
+    "[bold]streams ingest meta insights.csv --tz Europe/Berlin --currency EUR --to kafka[/bold]"
+)
+_SHOWN: Final = 20
+"""Bad rows that are told one by one; of the others it is said how many."""
+_LINES: Final = 2_000
+
+SystemName = StrEnum("SystemName", {name.upper().replace("-", "_"): name for name in SYSTEMS})  # type: ignore[misc]
+
+
+class Destination(StrEnum):
+    """Where events go."""
+
+    KAFKA = "kafka"
+    JSONL = "jsonl"
+
+
+class Kind(StrEnum):
+    """What a file holds, where its name does not say."""
+
+    RENDERS = RENDERS
+    VIEWABILITY = VIEWABILITY
+    CLICKS = CLICKS
+
+
+def _currency(text: str) -> str:
+    if not is_currency(text):
+        raise typer.BadParameter(f"{text!r} is no currency such as EUR")
+    return text
+
+
+def command(
+    name: Annotated[SystemName, typer.Argument(metavar="SYSTEM", help="Whose files they are.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files, gzip or not; - is standard input.")],
+    to: Annotated[Destination, typer.Option(help="The topics, or lines of JSON.")] = Destination.JSONL,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="With jsonl: a file a topic in this folder.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="gam: line item table, for prices of direct line items.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad row, with exit code 1.")] = False,
+    source: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who counted. Views need that of their renders.")
+    ] = None,
+    kind: Annotated[Kind | None, typer.Option(help="gam: what the files hold, if their names do not say.")] = None,
+    tz: Annotated[
+        str | None, typer.Option(metavar="ZONE", help="Of days and times that name none.", show_default="UTC")
+    ] = None,
+    currency: Annotated[
+        Any, typer.Option(parser=_currency, metavar="CODE", help="Of money in columns that name none.")
+    ] = "USD",
+    as_json: JsonOption = False,
+    broker: BrokerOption = None,
+    topic_prefix: PrefixOption = None,
+) -> None:
+    """Turn an ad system's own files into events or reported counts, for Kafka or as lines of JSON.
+
+    Lines go to standard output while they are of one topic; else say with --out where renders.jsonl, viewability.jsonl
+    and clicks.jsonl (or reported-counts.jsonl) are to be. A row that cannot be read is told with its line on standard
+    error and stops nothing; a row that is no event, such as a quartile of a video, is counted. In Kafka, events are
+    keyed by viewer_id, else by impression_id; with STREAMS_KEY=impression always by that.
+
+    Give files in order of time: what is further behind than STREAMS_LATENESS when it is counted, is late.
+    """
+    if as_json and to is Destination.JSONL and out is None:
+        fail("--json tells how it went on standard output, where the events go: say --out DIR", 2)
+    if out is not None and to is Destination.KAFKA:
+        fail("--out is for lines of JSON: leave it out, or say --to jsonl", 2)
+    if table is not None and name != "gam":
+        fail("--table is gam's line item table: it says nothing here", 2)
+    settings = settings_from(broker=broker, topic_prefix=topic_prefix)
+    system = SYSTEMS[name]
+    options = Options(
+        source=source or system.source,
+        currency=currency,
+        zone=zone_of(tz),
+        kind=kind,
+        prices={} if table is None else _prices(table),
+    )
+    run = Run(system, files, options, strict)
+    with run.progress():
+        if to is Destination.KAFKA:
+            run.to_kafka(settings)
+        elif out is None:
+            run.to_stdout()
+        else:
+            run.to_folder(out)
+    _tell(run.tally, as_json)
+
+
+def _prices(path: Path) -> dict[str, str]:
+    try:
+        with closing(LineFile(path)) as file:
+            return line_item_prices(chain.from_iterable(piece.values for piece in file.chunks(_LINES)))
+    except FileError as error:
+        fail(str(error))
+    except HeaderError as error:
+        fail(f"{path}: {error}")
+
+
+@dataclass
+class Tally:
+    """What became of the rows so far."""
+
+    files: int = 0
+    lines: int = 0
+    topics: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    bad: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+
+class Sent(NamedTuple):
+    """A record for Kafka."""
+
+    topic: str
+    key: bytes
+    value: bytes
+    headers: Headers
+    campaign_id: str | None
+    at_ms: int = 0
+
+
+class Run:
+    """One run: reads files, tells of bad rows, and brings what is ready somewhere."""
+
+    def __init__(self, system: System, files: list[Path], options: Options, strict: bool) -> None:
+        self.tally = Tally()
+        self._system = system
+        self._files = files
+        self._options = options
+        self._strict = strict
+        self._read_bytes = 0
+        self._file: LineFile | None = None
+        self._tell: Callable[[int], None] = lambda lines: None
+        self._stopped = False
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """Show how far it is; at the end, or where it fails, it is said how long it took."""
+        began = time.monotonic()
+        known = [path.stat().st_size for path in self._files if path.is_file()]
+        total = sum(known) if len(known) == len(self._files) else None
+        try:
+            with reading_bar("Reading", total, self._position) as self._tell:
+                yield
+        except (FileError, ProduceError) as error:
+            fail(str(error))
+        finally:
+            self.tally.seconds = time.monotonic() - began
+
+    def _position(self) -> int:
+        return self._read_bytes + (self._file.position if self._file is not None else 0)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def _ready(self) -> Iterator[Ready]:
+        """Yield what can be brought, in the order of the files. Of reports, what later files say of a day holds."""
+        pieces = chain.from_iterable(self._pieces(path) for path in self._files)
+        ready = (one for piece in pieces for one in piece.ready)
+        if self._system.topics == (REPORTED_COUNTS,):
+            ready = (one for one in {one.key: one for one in ready}.values())
+        for one in ready:
+            self.tally.topics[one.topic] += 1
+            yield one
+
+    def _pieces(self, path: Path) -> Iterator[Piece]:
+        with closing(LineFile(path)) as self._file:
+            try:
+                for piece in read(self._system, self._lines(self._file), str(path), self._options):
+                    self._note(self._file.name, piece)
+                    yield piece
+            except HeaderError as error:
+                fail(f"{self._file.name}: {error}")
+            self._read_bytes += self._file.size or 0
+        self._file = None
+        self.tally.files += 1
+
+    def _lines(self, file: LineFile) -> Iterator[bytes]:
+        for piece in file.chunks(_LINES):
+            self.tally.lines += len(piece.values)
+            yield from piece.values
+            self._tell(len(piece.values))
+
+    def _note(self, file: str, piece: Piece) -> None:
+        self.tally.skipped.update(one.reason for one in piece.skipped)
+        for row in piece.bad:
+            if self._strict:
+                fail(f"{_place(file, row)} (--strict)")
+            shown = self.tally.bad.total()
+            if shown < _SHOWN:
+                typer.echo(f"streams: {_place(file, row)}", err=True)
+            elif shown == _SHOWN:
+                typer.echo("streams: more bad rows follow, they are only counted", err=True)
+            self.tally.bad[row.reason] += 1
+
+    # --- where it goes ------------------------------------------------------------------------------------------------
+
+    def to_stdout(self) -> None:
+        """Write lines to standard output; ends with a usage error where a second topic comes up."""
+        write = sys.stdout.buffer.write
+        first: str | None = None
+        for one in self._ready():
+            first = first or one.topic
+            if one.topic != first:
+                sys.stdout.flush()
+                fail(f"the files hold {first} and {one.topic}: say with --out DIR where a file of each is to be", 2)
+            write(one.value + b"\n")
+        sys.stdout.buffer.flush()
+
+    def to_folder(self, folder: Path) -> None:
+        """Write a file a topic, all of them whole or not at all."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with ExitStack() as stack:
+                topics = TOPICS if self._system.topics != (REPORTED_COUNTS,) else (REPORTED_COUNTS,)
+                files = {topic: stack.enter_context(_whole_file(folder / f"{topic}.jsonl")) for topic in topics}
+                for one in self._ready():
+                    files[one.topic].write(one.value + b"\n")
+        except OSError as error:
+            fail(f"{folder}: {error.strerror}")
+
+    def to_kafka(self, settings: Settings) -> None:
+        """Send to the topics; ends with an error if anything was not delivered. Ctrl-C ends it in order, with 1."""
+        finish(self._send(settings))
+        if self._stopped:
+            fail("stopped before the files were at their end; what was read till then is delivered")
+
+    async def _send(self, settings: Settings) -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        producer = PacedProducer[Sent](
+            settings.broker,
+            settings.topic_prefix,
+            lambda record, partition: None,
+            topics=self._system.topics,
+            partition=_partition,
+        )
+        by_impression = settings.key == "impression"
+        await producer.send((_sent(one, by_impression) for one in self._ready()), stop, paced=False)
+        self._stopped = stop.is_set()
+
+
+def _place(file: str, row: BadRow) -> str:
+    return f"{file}:{row.line}: {row.reason}: {row.detail}"
+
+
+def _sent(one: Ready, by_impression: bool) -> Sent:
+    headers = () if one.appended_ms is None else ((APPENDED, b"%d" % one.appended_ms),)
+    key = one.impression_id.encode() if by_impression and one.reported is None else one.key
+    return Sent(one.topic, key, one.value, headers, None if one.reported is None else one.reported.campaign_id)
+
+
+def _partition(record: Sent, partitions: int) -> int:
+    """Return the partition of an event's key, or that of a campaign's figures for what is reported of it."""
+    return (
+        by_key(record, partitions) if record.campaign_id is None else campaign_partition(record.campaign_id, partitions)
+    )
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BufferedWriter]:
+    """Open a file that is there, under its name, when the block has ended well; else it never was."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            yield file
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _tell(tally: Tally, as_json: bool) -> None:
+    if as_json:
+        write_json(
+            {
+                "files": tally.files,
+                "lines": tally.lines,
+                "records": dict(tally.topics),
+                "skipped": dict(tally.skipped),
+                "bad": dict(tally.bad),
+                "seconds": round(tally.seconds, 3),
+            }
+        )
+    else:
+        typer.echo(
+            f"{tally.files:,} files, {tally.lines:,} lines in {tally.seconds:.1f} s: {_in_words(tally)}", err=True
+        )
+    if tally.bad and not tally.topics and not tally.skipped:
+        fail("no row could be read: is this the right system?")
+
+
+def _in_words(tally: Tally) -> str:
+    made = ", ".join(f"{count:,} {topic}" for topic, count in tally.topics.items()) or "nothing"
+    skipped = "".join(f"; {count:,} skipped: {reason}" for reason, count in tally.skipped.items())
+    bad = ", ".join(f"{count:,} {reason}" for reason, count in tally.bad.items())
+    return made + skipped + (f"; {tally.bad.total():,} bad rows: {bad}" if bad else "")
