@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -38,7 +38,8 @@ from streams.replay.files import FileError, LineFile
 from streams.settings import Settings
 from streams.sources.adapter import BadRow, HeaderError, Options, System
 from streams.sources.gam import line_item_prices
-from streams.sources.systems import SYSTEMS, Piece, Ready, read
+from streams.sources.systems import SYSTEMS, Batch, Piece, read
+from streams.wire.reported import reported_key
 
 EPILOG: Final = (
     "Examples: [bold]streams ingest gam NetworkImpressions_*.gz --table LineItem.csv --to kafka[/bold] | "
@@ -161,7 +162,7 @@ class Sent(NamedTuple):
     key: bytes
     value: bytes
     headers: Headers
-    campaign_id: str | None
+    campaign_id: str | None = None
     at_ms: int = 0
 
 
@@ -198,36 +199,35 @@ class Run:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def _ready(self) -> Iterator[Ready]:
+    def _batches(self) -> Iterator[Batch]:
         """Yield what can be brought, in the order of the files. Of reports, what later files say of a day holds."""
-        pieces = chain.from_iterable(self._pieces(path) for path in self._files)
-        ready = (one for piece in pieces for one in piece.ready)
-        if self._system.topics == (REPORTED_COUNTS,):
-            ready = (one for one in {one.key: one for one in ready}.values())
-        for one in ready:
-            self.tally.topics[one.topic] += 1
-            yield one
+        batches = chain.from_iterable(self._pieces(path) for path in self._files)
+        for batch in _newest(batches) if self._system.topics == (REPORTED_COUNTS,) else batches:
+            self.tally.topics[batch.topic] += len(batch.values)
+            yield batch
 
-    def _pieces(self, path: Path) -> Iterator[Piece]:
+    def _pieces(self, path: Path) -> Iterator[Batch]:
         with closing(LineFile(path)) as self._file:
             try:
                 for piece in read(self._system, self._lines(self._file), str(path), self._options):
                     self._note(self._file.name, piece)
-                    yield piece
+                    yield from piece.batches
             except HeaderError as error:
                 fail(f"{self._file.name}: {error}")
             self._read_bytes += self._file.size or 0
         self._file = None
         self.tally.files += 1
 
-    def _lines(self, file: LineFile) -> Iterator[bytes]:
-        for piece in file.chunks(_LINES):
-            self.tally.lines += len(piece.values)
-            yield from piece.values
-            self._tell(len(piece.values))
+    def _lines(self, file: LineFile) -> Iterable[bytes]:
+        return chain.from_iterable(self._counted(piece.values) for piece in file.chunks(_LINES))
+
+    def _counted(self, lines: list[bytes]) -> list[bytes]:
+        self.tally.lines += len(lines)
+        self._tell(len(lines))
+        return lines
 
     def _note(self, file: str, piece: Piece) -> None:
-        self.tally.skipped.update(one.reason for one in piece.skipped)
+        self.tally.skipped.update(piece.skipped)
         for row in piece.bad:
             if self._strict:
                 fail(f"{_place(file, row)} (--strict)")
@@ -242,14 +242,13 @@ class Run:
 
     def to_stdout(self) -> None:
         """Write lines to standard output; ends with a usage error where a second topic comes up."""
-        write = sys.stdout.buffer.write
         first: str | None = None
-        for one in self._ready():
-            first = first or one.topic
-            if one.topic != first:
+        for batch in self._batches():
+            first = first or batch.topic
+            if batch.topic != first:
                 sys.stdout.flush()
-                fail(f"the files hold {first} and {one.topic}: say with --out DIR where a file of each is to be", 2)
-            write(one.value + b"\n")
+                fail(f"the files hold {first} and {batch.topic}: say with --out DIR where a file of each is to be", 2)
+            sys.stdout.buffer.write(_as_lines(batch))
         sys.stdout.buffer.flush()
 
     def to_folder(self, folder: Path) -> None:
@@ -259,8 +258,8 @@ class Run:
             with ExitStack() as stack:
                 topics = TOPICS if self._system.topics != (REPORTED_COUNTS,) else (REPORTED_COUNTS,)
                 files = {topic: stack.enter_context(_whole_file(folder / f"{topic}.jsonl")) for topic in topics}
-                for one in self._ready():
-                    files[one.topic].write(one.value + b"\n")
+                for batch in self._batches():
+                    files[batch.topic].write(_as_lines(batch))
         except OSError as error:
             fail(f"{folder}: {error.strerror}")
 
@@ -282,18 +281,39 @@ class Run:
             partition=_partition,
         )
         by_impression = settings.key == "impression"
-        await producer.send((_sent(one, by_impression) for one in self._ready()), stop, paced=False)
+        records = chain.from_iterable(_records(batch, by_impression) for batch in self._batches())
+        await producer.send(records, stop, paced=False)
         self._stopped = stop.is_set()
+
+
+def _newest(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield, as one batch, of all counts that are reported of the same what was read last."""
+    newest = {
+        reported_key(count): (value, count)
+        for batch in batches
+        for value, count in zip(batch.values, batch.says, strict=True)
+    }
+    values, counts = [value for value, _ in newest.values()], [count for _, count in newest.values()]
+    yield Batch(REPORTED_COUNTS, values, counts, [None] * len(counts))
+
+
+def _as_lines(batch: Batch) -> bytes:
+    return b"".join(value + b"\n" for value in batch.values)
 
 
 def _place(file: str, row: BadRow) -> str:
     return f"{file}:{row.line}: {row.reason}: {row.detail}"
 
 
-def _sent(one: Ready, by_impression: bool) -> Sent:
-    headers = () if one.appended_ms is None else ((APPENDED, b"%d" % one.appended_ms),)
-    key = one.impression_id.encode() if by_impression and one.reported is None else one.key
-    return Sent(one.topic, key, one.value, headers, None if one.reported is None else one.reported.campaign_id)
+def _records(batch: Batch, by_impression: bool) -> Iterator[Sent]:
+    """Yield what Kafka gets: events keyed as the worker wants them, reported counts by what they are about."""
+    for value, says, appended_ms in zip(batch.values, batch.says, batch.appended_ms, strict=True):
+        if batch.topic == REPORTED_COUNTS:
+            yield Sent(batch.topic, reported_key(says), value, (), says.campaign_id)
+        else:
+            headers = () if appended_ms is None else ((APPENDED, b"%d" % appended_ms),)
+            viewer = "" if by_impression else says.viewer_id
+            yield Sent(batch.topic, (viewer or says.impression_id).encode(), value, headers)
 
 
 def _partition(record: Sent, partitions: int) -> int:

@@ -7,7 +7,7 @@
 Law: a row is judged alone. What it becomes depends on its file's header and on `Options`, not on the rows around it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from typing import Any, Final, NamedTuple
@@ -54,6 +54,10 @@ class RowError(ValueError):
         self.reason = reason
         self.detail = detail
 
+    def at(self, line: int) -> BadRow:
+        """Return the row that is bad."""
+        return BadRow(line, self.reason, self.detail)
+
 
 class HeaderError(ValueError):
     """A file that is not of the system that it is read as; the message says what is missing and what to do."""
@@ -79,10 +83,10 @@ class Options:
         return str(self.zone)
 
 
-Numbered = tuple[int, Made] | BadRow
-"""What a row became with the number of its first line."""
+Row = tuple[int, Sequence[Made]] | BadRow
+"""The number of a row's first line, and what it became."""
 
-Reader = Callable[[Iterator[str], str, Options], Iterator[Numbered]]
+Reader = Callable[[Iterator[str], str, Options], Iterator[Row]]
 """Reads the lines of one file of a name. Raises HeaderError."""
 
 
@@ -98,17 +102,6 @@ class System:
     """What its files can hold."""
     read: Reader
     knows_viewer: bool = True
-
-
-def made_by(read: Callable[[Any], Iterable[Made]], line: int, row: Any) -> Iterator[Numbered]:
-    """Yield what a row becomes, or that it is bad; what it gave before it turned out to be bad is not kept."""
-    try:
-        made = list(read(row))
-    except RowError as error:
-        yield BadRow(line, error.reason, error.detail)
-        return
-    for one in made:
-        yield line, one
 
 
 # --- texts that rows consist of ---------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ Documented: support.google.com/admanager/table/7401123 (fields), answer/6328497 
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from streams.core.events import CLICKS, RENDERS, VIEWABILITY
 from streams.sources.adapter import (
@@ -29,13 +29,13 @@ from streams.sources.adapter import (
     RowError,
     Skipped,
     System,
-    filled,
     ms_of_us,
     needed,
 )
-from streams.sources.tables import Cells, Columns, Row, opened, table
+from streams.sources.tables import Cells, Columns, MadeOf, opened, table
 
-_IDENTITY: Final = ("KeyPart", "TimeUsec2", "EventTimeUsec2", "UserId")
+Fields = dict[str, Any]
+
 _RENDER: Final = (
     "OrderId",
     "LineItemId",
@@ -45,11 +45,13 @@ _RENDER: Final = (
     ("Country", "CountryId"),
     ("CreativeSizeDelivered", "CreativeSize"),
     "EstimatedBackfillRevenue",
+    ("ActiveViewMeasurableCount", "ActiveViewEligibleImpression"),
 )
-_MEASURABLE: Final = (
+_VIEW: Final = (
     ("ActiveViewMeasurableCount", "MeasurableImpression"),
     ("ActiveViewViewableCount", "ViewableImpression"),
 )
+_MEASURABLE: Final = {"kind": "measurable", "vendor": "active view"}
 _TYPES: Final = {
     "activeviews": VIEWABILITY,
     "clicks": CLICKS,
@@ -57,10 +59,12 @@ _TYPES: Final = {
 }
 """What a file's name says, such as NetworkBackfillImpressions_1234_20260131_05.gz."""
 _SIZE: Final = re.compile(r"(\d{1,5})x(\d{1,5})(v?)")
-_NOTHING: Final = frozenset(("", "0", "null"))
+_NOTHING: Final = frozenset(("", "0", "0.0", "Null", "null", "NULL"))
+_YES: Final = ("1", "Y")
+_NO_LONGER: Final = ("-1", "N")
 
 
-def _open(columns: Columns, options: Options) -> Row:
+def _open(columns: Columns, options: Options) -> MadeOf:
     return _OPENERS[_kind(columns, options)](columns, options)
 
 
@@ -75,111 +79,103 @@ def _kind(columns: Columns, options: Options) -> str:
     return told
 
 
-def _ids(columns: Columns, options: Options) -> Callable[[Cells], dict[str, object]]:
-    pick, source = columns.pick(*_IDENTITY), options.source
+def _ids(columns: Columns, options: Options) -> Callable[[Cells], Fields]:
+    pick, source = columns.pick("KeyPart", "TimeUsec2", "EventTimeUsec2", "UserId"), options.source
 
-    def ids(cells: Cells) -> dict[str, object]:
+    def ids(cells: Cells) -> Fields:
         key_part, request_us, event_us, viewer = pick(cells)
         if not key_part or not request_us:
             raise RowError("missing_field", "KeyPart or TimeUsec2: is empty")
-        found: dict[str, object] = {
+        fields: Fields = {
             "impression_id": f"{key_part}-{request_us}",
             "ts": ms_of_us(event_us or request_us, "EventTimeUsec2"),
             "source": source,
         }
         if viewer not in _NOTHING:
-            found["viewer_id"] = viewer
-        return found
+            fields["viewer_id"] = viewer
+        return fields
 
     return ids
 
 
-def _renders(columns: Columns, options: Options) -> Row:
+def _renders(columns: Columns, options: Options) -> MadeOf:
     ids, pick, price = _ids(columns, options), columns.pick(*_RENDER), _price(columns, options)
-    first_says = columns.pick(("ActiveViewMeasurableCount", "ActiveViewEligibleImpression"), "KeyPart")
 
-    def row(cells: Cells) -> Iterator[Made]:
+    def made_of(cells: Cells) -> Sequence[Made]:
         fields = ids(cells)
-        order, line_item, creative, slot, device, country, size, revenue = pick(cells)
-        width, height, form = _sized(size)
-        yield Event(
-            RENDERS,
-            fields
-            | price(line_item, revenue)
-            | filled(
-                campaign_id="0" if order.casefold() in _NOTHING else order,
-                line_item_id=line_item,
-                creative_id=creative,
-                slot_id=slot,
-                device=device.casefold(),
-                country=country,
-                width=width,
-                height=height,
-                format=form,
-            ),
-        )
-        if first_says(cells)[0] in ("1", "Y"):
-            yield Event(VIEWABILITY, fields | {"kind": "measurable", "vendor": "active view"})
+        order, line_item, creative, slot, device, country, size, revenue, measurable = pick(cells)
+        view = fields | _MEASURABLE if measurable in _YES else None
+        fields["campaign_id"] = "0" if order in _NOTHING else order
+        if line_item:
+            fields["line_item_id"] = line_item
+        if creative:
+            fields["creative_id"] = creative
+        if slot:
+            fields["slot_id"] = slot
+        if device:
+            fields["device"] = device.casefold()
+        if country:
+            fields["country"] = country
+        fields |= _sized(size)
+        fields |= price(line_item, revenue)
+        render = Event(RENDERS, fields)
+        return (render,) if view is None else (render, Event(VIEWABILITY, view))
 
-    return row
+    return made_of
 
 
 @lru_cache(maxsize=1_024)
-def _sized(text: str) -> tuple[int | None, int | None, str | None]:
-    """Return width, height and format of a size such as 300x250, or 640x480v of a video."""
+def _sized(text: str) -> Fields:
+    """Return what a size such as 300x250 says, or 640x480v of a video."""
     match = _SIZE.fullmatch(text)
-    return (int(match[1]), int(match[2]), "video" if match[3] else None) if match else (None, None, None)
+    if match is None:
+        return {}
+    return {"width": int(match[1]), "height": int(match[2])} | ({"format": "video"} if match[3] else {})
 
 
-def _price(columns: Columns, options: Options) -> Callable[[str, str], dict[str, object]]:
+def _price(columns: Columns, options: Options) -> Callable[[str, str], Fields]:
     """Return what says the price. What is backfill earns its revenue; what is direct costs what its line item does."""
     backfill = "backfill" in columns.file.casefold()
     prices, currency = options.prices, options.currency
 
-    def price(line_item: str, revenue: str) -> dict[str, object]:
+    def price(line_item: str, revenue: str) -> Fields:
         if not backfill and line_item in prices:
             return {"price": prices[line_item], "price_unit": "cpm", "currency": currency}
-        if revenue.casefold() in ("", "null") or (not backfill and float_is_0(revenue)):
+        if revenue in _NOTHING and not (backfill and revenue == "0"):
             return {}
         return {"price": revenue, "price_unit": "impression", "currency": currency}
 
     return price
 
 
-def float_is_0(text: str) -> bool:
-    """Say whether a decimal text means 0, in whatever form."""
-    return not text.strip("0.")
-
-
-def _views(columns: Columns, options: Options) -> Row:
-    ids, pick = _ids(columns, options), columns.pick(*_MEASURABLE)
-    if not columns.has(*(name for names in _MEASURABLE for name in names)):
+def _views(columns: Columns, options: Options) -> MadeOf:
+    ids, pick = _ids(columns, options), columns.pick(*_VIEW)
+    if not any(columns.has(*names) for names in _VIEW):
         raise HeaderError("has neither ActiveViewMeasurableCount nor ActiveViewViewableCount: it says nothing of views")
 
-    def row(cells: Cells) -> Iterator[Made]:
+    def made_of(cells: Cells) -> Sequence[Made]:
         measurable, viewable = pick(cells)
-        if viewable in ("1", "Y"):
+        if viewable in _YES:
             kind = "viewable"
-        elif measurable in ("1", "Y"):
+        elif measurable in _YES:
             kind = "measurable"
-        elif measurable in ("-1", "N"):
+        elif measurable in _NO_LONGER:
             kind = "undetermined"
         else:
-            yield Skipped("says nothing new of viewability")
-            return
-        yield Event(VIEWABILITY, ids(cells) | {"kind": kind, "vendor": "active view"})
+            return (Skipped("says nothing new of viewability"),)
+        return (Event(VIEWABILITY, ids(cells) | {"kind": kind, "vendor": "active view"}),)
 
-    return row
+    return made_of
 
 
-def _clicks(columns: Columns, options: Options) -> Row:
+def _clicks(columns: Columns, options: Options) -> MadeOf:
     ids, pick = _ids(columns, options), columns.pick("EventKeyPart", "EventTimeUsec2")
 
-    def row(cells: Cells) -> Iterator[Made]:
+    def made_of(cells: Cells) -> Sequence[Made]:
         event_key, event_us = pick(cells)
-        yield Event(CLICKS, ids(cells) | {"click_id": f"{event_key}-{needed(event_us, 'EventTimeUsec2')}"})
+        return (Event(CLICKS, ids(cells) | {"click_id": f"{event_key}-{needed(event_us, 'EventTimeUsec2')}"}),)
 
-    return row
+    return made_of
 
 
 _OPENERS: Final = {RENDERS: _renders, VIEWABILITY: _views, CLICKS: _clicks}

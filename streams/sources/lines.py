@@ -3,16 +3,17 @@
 Law: a line is judged alone. Whatever it is, the system's own file sees an object: members, or query parameters.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 import orjson
 
-from streams.sources.adapter import Made, Numbered, Options, Reader, RowError, made_by
+from streams.sources.adapter import Made, Options, Reader, Row, RowError
 
 Object = dict[str, Any]
-Row = Callable[[Object], Iterable[Made]]
+MadeOf = Callable[[Object], Sequence[Made]]
+"""What to make of a line."""
 
 URL: Final = "url"
 """Member of a JSON object with a URL: the parameters of its query are members too, unless there are such already."""
@@ -21,14 +22,17 @@ TIME: Final = "time"
 _URLS: Final = ("http://", "https://", "/")
 
 
-def json_lines(open_rows: Callable[[Options], Row]) -> Reader:
+def json_lines(open_rows: Callable[[Options], MadeOf]) -> Reader:
     """Return a reader of lines; `open_rows` says what to make of an object."""
 
-    def read(lines: Iterator[str], file: str, options: Options) -> Iterator[Numbered]:
-        row_of = open_rows(options)
+    def read(lines: Iterator[str], file: str, options: Options) -> Iterator[Row]:
+        made_of = open_rows(options)
         for number, line in enumerate(lines, 1):
             if not line.isspace():
-                yield from made_by(lambda text: row_of(object_of(text)), number, line)
+                try:
+                    yield number, made_of(object_of(line))
+                except RowError as error:
+                    yield error.at(number)
 
     return read
 

@@ -5,14 +5,14 @@ added up; what a later file says of the same day and campaign replaces it, so a 
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime
 from itertools import chain
 from typing import Any, Final, Literal, NamedTuple
 
 from streams.core.money import PriceError, nano_of, parse_decimal
 from streams.core.reported import REPORTED_COUNTS, ReportedCount
-from streams.sources.adapter import BadRow, Made, Numbered, Options, RowError, Skipped, System, needed
+from streams.sources.adapter import BadRow, Made, Options, Row, RowError, Skipped, System, needed
 from streams.sources.lines import json_lines
 from streams.sources.tables import Columns, plain, table
 
@@ -43,15 +43,15 @@ class Report(NamedTuple):
 def report(name: str, moment: str, columns: Report) -> System:
     """Return the system whose reports have these columns."""
 
-    def read(lines: Iterator[str], file: str, options: Options) -> Iterator[Numbered]:
+    def read(lines: Iterator[str], file: str, options: Options) -> Iterator[Row]:
         first = next((line for line in lines if not line.isspace()), "")
         all_lines = chain([first], lines)
         numbered = of_objects if first.lstrip().startswith("{") else of_cells
         yield from added_up(numbered(all_lines, file, options))
 
-    of_objects = json_lines(lambda options: _row(_pick_members(columns), columns, options))
+    of_objects = json_lines(lambda options: _made_of(_pick_members(columns), columns, options))
     of_cells = table(
-        lambda found, options: _row(_pick_cells(found, columns), columns, options), columns.date, columns.campaign
+        lambda found, options: _made_of(_pick_cells(found, columns), columns, options), columns.date, columns.campaign
     )
     return System(name, name, moment, (REPORTED_COUNTS,), read)
 
@@ -86,16 +86,15 @@ def _flat(path: str, value: Any) -> Iterator[tuple[str, str]]:
         yield plain(path.rpartition(".")[2]), str(value)
 
 
-def _row(pick: Pick, columns: Report, options: Options) -> Callable[[Any], Iterator[Made]]:
+def _made_of(pick: Pick, columns: Report, options: Options) -> Callable[[Any], Sequence[Made]]:
     units = [unit for _, unit in columns.spend]
 
-    def row(cells: Any) -> Iterator[Made]:
+    def made_of(cells: Any) -> Sequence[Made]:
         day, campaign, currency, impressions, measurable, viewable, clicks, *spends = pick(cells)
         if _is_total(day) or _is_total(campaign):
-            yield Skipped("has no day or no campaign: a total")
-            return
+            return (Skipped("has no day or no campaign: a total"),)
         spend = next((_nano(text, unit) for text, unit in zip(spends, units, strict=True) if _told(text)), None)
-        yield ReportedCount(
+        count = ReportedCount(
             source=options.source,
             campaign_id=needed(campaign, "campaign"),
             date=_day(day),
@@ -107,8 +106,9 @@ def _row(pick: Pick, columns: Report, options: Options) -> Callable[[Any], Itera
             spend=spend,
             currency=None if spend is None else currency or options.currency,
         )
+        return (count,)
 
-    return row
+    return made_of
 
 
 def _told(text: str) -> bool:
@@ -157,7 +157,7 @@ def _nano(text: str, unit: Unit) -> int:
         raise RowError("bad_price", f"spend: {error}") from None
 
 
-def added_up(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+def added_up(rows: Iterator[Row]) -> Iterator[Row]:
     """Yield rows of one day and campaign as one, at the end, with the line of their first; others as they come."""
     firsts: dict[_Key, tuple[int, ReportedCount]] = {}
     sums: dict[_Key, list[int | None]] = {}
@@ -165,16 +165,16 @@ def added_up(rows: Iterator[Numbered]) -> Iterator[Numbered]:
         if isinstance(row, BadRow):
             yield row
             continue
-        line, count = row
+        line, (count,) = row
         if not isinstance(count, ReportedCount):
-            yield line, count
+            yield row
             continue
         key = (count.campaign_id, count.date, count.currency)
         firsts.setdefault(key, (line, count))
         figures = [getattr(count, name) for name in _FIGURES]
         sums[key] = [_plus(*pair) for pair in zip(sums.get(key, [None] * len(_FIGURES)), figures, strict=True)]
     for key, (line, count) in firsts.items():
-        yield line, _with(count, dict(zip(_FIGURES, sums[key], strict=True)))
+        yield line, (_with(count, dict(zip(_FIGURES, sums[key], strict=True))),)
 
 
 def _plus(one: int | None, other: int | None) -> int | None:

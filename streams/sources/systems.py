@@ -4,91 +4,111 @@ Law: what comes out is what the worker accepts. An event is encoded and decoded 
 that would be a dead letter there is a bad row here, with its line.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from streams.core.events import TOPICS, Malformed
 from streams.core.reported import REPORTED_COUNTS, ReportedCount
 from streams.sources import gam, google_ads
-from streams.sources.adapter import BadRow, Event, Numbered, Options, Skipped, System
+from streams.sources.adapter import BadRow, Event, Options, Row, Skipped, System
 from streams.wire.events import decoder
-from streams.wire.reported import decode_reported, encode_reported, reported_key
+from streams.wire.reported import decode_reported, encode_reported
 
 SYSTEMS: Final[dict[str, System]] = {module.SYSTEM.name: module.SYSTEM for module in (gam, google_ads)}
 
 _AT_ONCE: Final = 2_000
 """Rows that are checked together."""
 
+_DECODE: Final = partial(str, encoding="utf-8", errors="surrogateescape")
 
-class Ready(NamedTuple):
-    """A record that can be sent or written. `viewer_id` is empty where it is not known."""
+
+class Batch(NamedTuple):
+    """Records of one topic, as columns: their values, what these say, and when each was recorded, if that is told."""
 
     topic: str
-    value: bytes
-    impression_id: str = ""
-    viewer_id: str = ""
-    appended_ms: int | None = None
-    reported: ReportedCount | None = None
-
-    @property
-    def key(self) -> bytes:
-        """Its key, where topics are keyed by viewers."""
-        if self.reported is not None:
-            return reported_key(self.reported)
-        return (self.viewer_id or self.impression_id).encode()
+    values: list[bytes]
+    says: list[Any]
+    """Render, Viewability, Click or ReportedCount."""
+    appended_ms: list[int | None]
 
 
 class Piece(NamedTuple):
     """What some consecutive rows became."""
 
-    ready: list[Ready]
-    skipped: list[Skipped]
+    batches: list[Batch]
+    skipped: Counter[str]
+    """By reason."""
     bad: list[BadRow]
 
 
-def read(system: System, lines: Iterator[bytes], file: str, options: Options) -> Iterator[Piece]:
+def read(system: System, lines: Iterable[bytes], file: str, options: Options) -> Iterator[Piece]:
     """Yield what the rows of a file become, in pieces. Raises HeaderError if it is no file of this system."""
-    texts = (line.decode("utf-8", "surrogateescape") for line in lines)
-    rows = system.read(texts, file, options)
+    rows = system.read(map(_DECODE, lines), file, options)
     while piece := list(islice(rows, _AT_ONCE)):
         yield _checked(piece)
 
 
-def _checked(rows: Sequence[Numbered]) -> Piece:
-    bad = [row for row in rows if isinstance(row, BadRow)]
-    made = [row for row in rows if not isinstance(row, BadRow)]
-    skipped = [one for _, one in made if isinstance(one, Skipped)]
-    ready: list[Ready] = []
-    for topic in TOPICS:
-        events = [(line, one) for line, one in made if isinstance(one, Event) and one.topic == topic]
-        _check_events(topic, events, ready, bad)
-    _check_counts([(line, one) for line, one in made if isinstance(one, ReportedCount)], ready, bad)
+def _checked(rows: Sequence[Row]) -> Piece:
+    bad: list[BadRow] = []
+    skipped: Counter[str] = Counter()
+    events: dict[str, list[tuple[int, Event]]] = {topic: [] for topic in TOPICS}
+    counts: list[tuple[int, ReportedCount]] = []
+    for row in rows:
+        if isinstance(row, BadRow):
+            bad.append(row)
+            continue
+        line, made = row
+        for one in made:
+            if type(one) is Event:
+                events[one.topic].append((line, one))
+            elif isinstance(one, Skipped):
+                skipped[one.reason] += 1
+            elif isinstance(one, ReportedCount):
+                counts.append((line, one))
+    batches = [_checked_events(topic, told, bad) for topic, told in events.items() if told]
+    if counts:
+        batches.append(_checked_counts(counts, bad))
     bad.sort()
-    return Piece(ready, skipped, bad)
+    return Piece(batches, skipped, bad)
 
 
-def _check_events(topic: str, events: list[tuple[int, Event]], ready: list[Ready], bad: list[BadRow]) -> None:
-    encoded: list[tuple[int, Event, bytes]] = []
-    for line, event in events:
-        try:
-            encoded.append((line, event, orjson.dumps(event.fields)))
-        except orjson.JSONEncodeError:  # a lone surrogate: what was no UTF-8 in the file
-            bad.append(BadRow(line, "not_utf8", "is not UTF-8"))
-    for (line, event, value), found in zip(encoded, decoder(topic)([value for *_, value in encoded]), strict=True):
-        if isinstance(found, Malformed):
-            bad.append(BadRow(line, found.reason, found.detail))
-        else:
-            ready.append(Ready(topic, value, found.impression_id, found.viewer_id or "", event.appended_ms))
+def _checked_events(topic: str, events: list[tuple[int, Event]], bad: list[BadRow]) -> Batch:
+    values = [_encoded(event) for _, event in events]
+    says = decoder(topic)(values)
+    batch = Batch(topic, values, says, [event.appended_ms for _, event in events])
+    wrong = {number for number, one in enumerate(says) if isinstance(one, Malformed)}
+    if not wrong:
+        return batch
+    bad += [_bad_row(events[number][0], values[number], says[number]) for number in wrong]
+    right = [number for number in range(len(events)) if number not in wrong]
+    return Batch(topic, *([column[number] for number in right] for column in batch[1:]))
 
 
-def _check_counts(counts: list[tuple[int, ReportedCount]], ready: list[Ready], bad: list[BadRow]) -> None:
+def _encoded(event: Event) -> bytes:
+    try:
+        return orjson.dumps(event.fields)
+    except orjson.JSONEncodeError:  # a lone surrogate: what was no UTF-8 in the file
+        return b""
+
+
+def _bad_row(line: int, value: bytes, problem: Any) -> BadRow:
+    return BadRow(line, problem.reason, problem.detail) if value else BadRow(line, "not_utf8", "is not UTF-8")
+
+
+def _checked_counts(counts: list[tuple[int, ReportedCount]], bad: list[BadRow]) -> Batch:
+    batch = Batch(REPORTED_COUNTS, [], [], [])
     for line, count in counts:
         value = encode_reported(count)
         found = decode_reported(value)
         if isinstance(found, Malformed):
             bad.append(BadRow(line, found.reason, found.detail))
         else:
-            ready.append(Ready(REPORTED_COUNTS, value, reported=found))
+            batch.values.append(value)
+            batch.says.append(found)
+            batch.appended_ms.append(None)
+    return batch

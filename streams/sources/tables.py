@@ -5,19 +5,20 @@ Law: a broken row costs itself alone. A quote that nobody closes swallows lines;
 
 import csv
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, Final
 
-from streams.sources.adapter import BadRow, HeaderError, Made, Numbered, Options, Reader, made_by
+from streams.sources.adapter import BadRow, HeaderError, Made, Options, Reader, Row, RowError
 
 DELIMITERS: Final = ",\t;^|\x01"
 HEADER_WITHIN: Final = 50
 """Reports begin with lines about themselves; a header is looked for in so many."""
 
 Cells = list[str]
-Row = Callable[[Cells], Iterable[Made]]
+MadeOf = Callable[[Cells], Sequence[Made]]
+"""What to make of a row."""
 
 
 def plain(name: str) -> str:
@@ -49,17 +50,20 @@ class Columns:
         return itemgetter(*(self.index(*each) for each in names))
 
 
-def table(open_rows: Callable[[Columns, Options], Row], *required: str | tuple[str, ...]) -> Reader:
+def table(open_rows: Callable[[Columns, Options], MadeOf], *required: str | tuple[str, ...]) -> Reader:
     """Return a reader of CSV files that have these columns; `open_rows` says what to make of a row's cells."""
 
-    def read(lines: Iterator[str], file: str, options: Options) -> Iterator[Numbered]:
+    def read(lines: Iterator[str], file: str, options: Options) -> Iterator[Row]:
         columns, rows = opened(lines, file, *required)
-        row_of = open_rows(columns, options)
+        made_of = open_rows(columns, options)
         for line, cells in rows:
             if isinstance(cells, BadRow):
                 yield cells
-            else:
-                yield from made_by(row_of, line, cells)
+                continue
+            try:
+                yield line, made_of(cells)
+            except RowError as error:
+                yield error.at(line)
 
     return read
 
@@ -100,24 +104,24 @@ def _cells(line: str, delimiter: str) -> Cells:
 def split(lines: Iterable[str], delimiter: str, first: int, width: int) -> Iterator[tuple[int, Cells | BadRow]]:
     """Yield rows of `width` cells and an empty one, with the number of their first line, which begins at `first`."""
     held = _Held(lines, first)
+    its_lines = held.lines
     while True:
         reader = csv.reader(held.feed(), delimiter=delimiter, strict=True)
         try:
             for cells in reader:
-                if len(cells) != width and len(held.lines) > 1:
-                    break
                 if len(cells) == width:
                     cells.append("")
                     yield held.first, cells
+                elif len(its_lines) > 1:
+                    break
                 elif cells:
                     yield held.first, _uneven(held.first, cells, width)
-                held.done(len(held.lines))
+                held.first += len(its_lines)
+                its_lines.clear()
             else:
                 return
         except csv.Error as error:
-            if not held.lines:
-                return
-            if len(held.lines) == 1:
+            if len(its_lines) == 1:
                 yield held.first, BadRow(held.first, "not_csv", str(error))
                 held.done(1)
                 continue
