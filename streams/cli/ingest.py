@@ -36,7 +36,7 @@ from streams.kafka.produce import Headers, PacedProducer, ProduceError, by_key
 from streams.kafka.qualify import campaign_partition
 from streams.replay.files import FileError, LineFile
 from streams.settings import Settings
-from streams.sources.adapter import BadRow, HeaderError, Options, System
+from streams.sources.adapter import BadRow, HeaderError, Options, PriceIn, System
 from streams.sources.gam import line_item_prices
 from streams.sources.systems import SYSTEMS, Batch, Piece, read
 from streams.wire.reported import reported_key
@@ -94,6 +94,9 @@ def command(
     currency: Annotated[
         Any, typer.Option(parser=_currency, metavar="CODE", help="Of money in columns that name none.")
     ] = "USD",
+    price_in: Annotated[
+        PriceIn, typer.Option(help="What CPMs in logs are counted in (openrtb, vast, prebid, kevel); fen are cents.")
+    ] = "units",
     as_json: JsonOption = False,
     broker: BrokerOption = None,
     topic_prefix: PrefixOption = None,
@@ -116,10 +119,11 @@ def command(
     settings = settings_from(broker=broker, topic_prefix=topic_prefix)
     system = SYSTEMS[name]
     options = Options(
-        source=source or system.source,
+        source=source or system.source or settings.billing_source,
         currency=currency,
         zone=zone_of(tz),
         kind=kind,
+        price_in=price_in,
         prices={} if table is None else _prices(table),
     )
     run = Run(system, files, options, strict)

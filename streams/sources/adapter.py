@@ -10,8 +10,10 @@ Law: a row is judged alone. What it becomes depends on its file's header and on 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
-from typing import Any, Final, NamedTuple
+from decimal import Context
+from typing import Any, Final, Literal, NamedTuple
 
+from streams.core.money import PriceError, parse_decimal
 from streams.core.reported import ReportedCount
 
 BEFORE_2100_MS: Final = 4_102_444_800_000
@@ -63,6 +65,11 @@ class HeaderError(ValueError):
     """A file that is not of the system that it is read as; the message says what is missing and what to do."""
 
 
+PriceIn = Literal["units", "cents", "micros"]
+_EXACT: Final = Context(prec=1_000)
+_SCALES: Final[dict[PriceIn, str]] = {"units": "", "cents": "0.01", "micros": "0.000001"}
+
+
 @dataclass(frozen=True)
 class Options:
     """What the files do not say of themselves."""
@@ -74,6 +81,8 @@ class Options:
     """Of times and days that name none."""
     kind: str | None = None
     """Topic whose events a file holds, where neither its name nor its columns say so."""
+    price_in: PriceIn = "units"
+    """What prices that are CPMs are counted in."""
     prices: Mapping[str, str] = field(default_factory=dict)
     """Line item -> CPM as decimal text, in `currency`."""
 
@@ -153,3 +162,20 @@ def _scaled(number: int, name: str) -> int:
 def filled(**fields: Any) -> dict[str, Any]:
     """Return the fields that are there: not None, not an empty text."""
     return {name: value for name, value in fields.items() if value is not None and value != ""}
+
+
+def cpm(price: str, currency: str, options: Options) -> dict[str, Any]:
+    """Return the fields that say a CPM; none where there is no price."""
+    if not price:
+        return {}
+    scale = _SCALES[options.price_in]
+    told = times(price, scale) if scale else price
+    return {"price": told, "price_unit": "cpm", "currency": currency or options.currency}
+
+
+def times(price: str, factor: str) -> str:
+    """Return the product of two decimal texts, exactly."""
+    try:
+        return f"{_EXACT.multiply(parse_decimal(price), parse_decimal(factor)):f}"
+    except PriceError as error:
+        raise RowError("bad_price", f"price: {error}") from None

@@ -4,12 +4,13 @@ Law: a line is judged alone. Whatever it is, the system's own file sees an objec
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 import orjson
 
-from streams.sources.adapter import Made, Options, Reader, Row, RowError
+from streams.sources.adapter import Made, Options, Reader, Row, RowError, ms_of_text, whole
 
 Object = dict[str, Any]
 MadeOf = Callable[[Object], Sequence[Made]]
@@ -19,6 +20,11 @@ URL: Final = "url"
 """Member of a JSON object with a URL: the parameters of its query are members too, unless there are such already."""
 TIME: Final = "time"
 """Where the time in front of a URL is put."""
+PATH: Final = "path"
+"""Where the path of a URL is put."""
+RECORDED: Final = ("received_at", "received", TIME, "@timestamp")
+"""When a server wrote the line."""
+_FLAGS: Final = {"true": True, "1": True, "y": True, "false": False, "0": False, "n": False}
 _URLS: Final = ("http://", "https://", "/")
 
 
@@ -38,7 +44,7 @@ def json_lines(open_rows: Callable[[Options], MadeOf]) -> Reader:
 
 
 def object_of(line: str) -> Object:
-    """Return the members of a line. Raises RowError."""
+    """Return the members of a line, all names in lower case. Raises RowError."""
     text = line.strip()
     if text.startswith("{"):
         found = _parsed(text)
@@ -54,40 +60,66 @@ def object_of(line: str) -> Object:
 
 def _parsed(text: str) -> Object:
     try:
-        return dict(orjson.loads(text))
-    except (orjson.JSONDecodeError, ValueError):
+        return dict(_folded(orjson.loads(text)))
+    except ValueError:
         raise RowError("not_json", "is no JSON object") from None
+
+
+def _folded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name.casefold(): _folded(inner) for name, inner in value.items()}
+    return value
 
 
 def _called(url: str) -> Object:
     try:
         parts = urlsplit(url)
-        return dict(parse_qsl(parts.query, strict_parsing=False)) | {"path": parts.path}
+        return {PATH: parts.path} | {name.casefold(): text for name, text in parse_qsl(parts.query)}
     except ValueError:
         raise RowError("not_json", "is no URL") from None
 
 
 def text_of(row: Object, *names: str) -> str:
-    """Return the first of these members that there is as text; empty where none is. Names may be paths: `user.id`."""
-    for name in names:
+    """Return the first of these members that is a text or a number, as text; "" without one. `a.b` is b in a."""
+    for path in _paths(names):
         value: Any = row
-        for part in name.split("."):
+        for part in path:
             value = value.get(part) if isinstance(value, dict) else None
-        if isinstance(value, bool) or value is None:
-            continue
-        if isinstance(value, str | int | float) and value != "":
+        if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "":
             return str(value)
     return ""
 
 
+@lru_cache(maxsize=1_024)
+def _paths(names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(name.casefold().split(".")) for name in names)
+
+
+def whole_of(row: Object, *names: str) -> int | None:
+    """Return a member that is a whole number; None where it is not told."""
+    text = text_of(row, *names)
+    return whole(text, names[0]) if text else None
+
+
 def said(row: Object, *names: str) -> bool | None:
-    """Return a flag, told as true, 1, "TRUE" or "1" and the like; None where it is not told."""
+    """Return a flag, told as true, 1, "TRUE", "1" and the like; None where it is not told."""
     for name in names:
-        value = row.get(name)
-        if isinstance(value, bool):
-            return value
-        if value in (0, 1):
-            return bool(value)
-        if isinstance(value, str) and value.casefold() in ("true", "false", "1", "0", "y", "n"):
-            return value.casefold() in ("true", "1", "y")
+        value = row.get(name.casefold())
+        flag = _FLAGS.get(str(value).casefold())
+        if flag is not None:
+            return flag
     return None
+
+
+def times_of(row: Object, options: Options, *own: str) -> tuple[int, int | None]:
+    """Return when it happened and when it was recorded (None where that is not told), in ms.
+
+    `own` are the names of the event's own time; where there is none, it happened when it was recorded.
+    """
+    recorded, happened = text_of(row, *RECORDED), text_of(row, *own)
+    recorded_ms = ms_of_text(recorded, RECORDED[0], options.zone) if recorded else None
+    if happened:
+        return ms_of_text(happened, own[0], options.zone), recorded_ms
+    if recorded_ms is None:
+        raise RowError("missing_field", f"{own[0]}: there is no time")
+    return recorded_ms, recorded_ms

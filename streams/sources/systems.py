@@ -14,12 +14,32 @@ import orjson
 
 from streams.core.events import TOPICS, Malformed
 from streams.core.reported import REPORTED_COUNTS, ReportedCount
-from streams.sources import gam, google_ads
+from streams.sources import (
+    doubleverify,
+    dsp_report,
+    dv360,
+    dv_report,
+    equativ,
+    gam,
+    google_ads,
+    gpt,
+    ias,
+    ias_report,
+    kevel,
+    meta,
+    openrtb,
+    prebid,
+    ssp_report,
+    vast,
+)
 from streams.sources.adapter import BadRow, Event, Options, Row, Skipped, System
 from streams.wire.events import decoder
 from streams.wire.reported import decode_reported, encode_reported
 
-SYSTEMS: Final[dict[str, System]] = {module.SYSTEM.name: module.SYSTEM for module in (gam, google_ads)}
+_LOGS: Final = (gam, dv360, kevel, openrtb, vast, prebid, gpt, ias, doubleverify)
+_REPORTS: Final = (google_ads, meta, equativ, dsp_report, ssp_report, ias_report, dv_report)
+
+SYSTEMS: Final[dict[str, System]] = {module.SYSTEM.name: module.SYSTEM for module in (*_LOGS, *_REPORTS)}
 
 _AT_ONCE: Final = 2_000
 """Rows that are checked together."""
@@ -86,7 +106,12 @@ def _checked_events(topic: str, events: list[tuple[int, Event]], bad: list[BadRo
         return batch
     bad += [_bad_row(events[number][0], values[number], says[number]) for number in wrong]
     right = [number for number in range(len(events)) if number not in wrong]
-    return Batch(topic, *([column[number] for number in right] for column in batch[1:]))
+    return Batch(
+        topic,
+        [values[number] for number in right],
+        [says[number] for number in right],
+        [batch.appended_ms[number] for number in right],
+    )
 
 
 def _encoded(event: Event) -> bytes:
