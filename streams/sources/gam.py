@@ -106,9 +106,9 @@ def _renders(columns: Columns, options: Options) -> MadeOf:
         order, line_item, creative, slot, device, country, size, revenue, measurable = pick(cells)
         view = fields | _MEASURABLE if measurable in _YES else None
         fields["campaign_id"] = "0" if order in _NOTHING else order
-        if line_item:
+        if line_item not in _NOTHING:
             fields["line_item_id"] = line_item
-        if creative:
+        if creative not in _NOTHING:
             fields["creative_id"] = creative
         if slot:
             fields["slot_id"] = slot

@@ -50,10 +50,24 @@ def report(name: str, moment: str, columns: Report) -> System:
         yield from added_up(numbered(all_lines, file, options))
 
     of_objects = json_lines(lambda options: _made_of(_pick_members(columns), columns, options))
-    of_cells = table(
+    of_table = table(
         lambda found, options: _made_of(_pick_cells(found, columns), columns, options), columns.date, columns.campaign
     )
+
+    def of_cells(lines: Iterator[str], file: str, options: Options) -> Iterator[Row]:
+        return _without_notes(of_table(lines, file, options))
+
     return System(name, name, moment, (REPORTED_COUNTS,), read)
+
+
+def _without_notes(rows: Iterator[Row]) -> Iterator[Row]:
+    """Yield rows. What is no row of the table and stands after a blank line under it is one of the report's notes."""
+    expected = 0
+    for row in rows:
+        line = row[0]
+        under = expected and line > expected
+        expected = line if under else line + 1
+        yield (line, (Skipped("a note under the table"),)) if under and isinstance(row, BadRow) else row
 
 
 def _wanted(columns: Report) -> list[Names]:
@@ -106,7 +120,8 @@ def _made_of(pick: Pick, columns: Report, options: Options) -> Callable[[Any], S
             spend=spend,
             currency=None if spend is None else currency or options.currency,
         )
-        return (count,)
+        nothing = all(getattr(count, name) is None for name in _FIGURES)
+        return (Skipped("has no figures") if nothing else count,)
 
     return made_of
 

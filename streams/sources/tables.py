@@ -1,6 +1,7 @@
 """CSV files with a header: any delimiter, any order of columns, text before the header, and rows that are broken.
 
-Law: a broken row costs itself alone. A quote that nobody closes swallows lines; they are read again, one by one.
+Law: a row is a line, and a broken one costs itself alone. What a quote that is not closed in its line has swallowed is
+read again, line by line.
 """
 
 import csv
@@ -109,14 +110,14 @@ def split(lines: Iterable[str], delimiter: str, first: int, width: int) -> Itera
         reader = csv.reader(held.feed(), delimiter=delimiter, strict=True)
         try:
             for cells in reader:
+                if len(its_lines) > 1:
+                    break
                 if len(cells) == width:
                     cells.append("")
                     yield held.first, cells
-                elif len(its_lines) > 1:
-                    break
                 elif cells:
                     yield held.first, _uneven(held.first, cells, width)
-                held.first += len(its_lines)
+                held.first += 1
                 its_lines.clear()
             else:
                 return
