@@ -32,7 +32,7 @@ from streams.core.events import CLICKS, RENDERS, TOPICS, VIEWABILITY
 from streams.core.money import is_currency
 from streams.core.reported import REPORTED_COUNTS
 from streams.kafka.backlog import APPENDED
-from streams.kafka.produce import Headers, PacedProducer, ProduceError, by_key
+from streams.kafka.produce import Headers, PacedProducer, ProduceError, by_key, read_ahead
 from streams.kafka.qualify import campaign_partition
 from streams.replay.files import FileError, LineFile
 from streams.settings import Settings
@@ -76,7 +76,7 @@ def _currency(text: str) -> str:
 
 
 def command(
-    name: Annotated[SystemName, typer.Argument(metavar="SYSTEM", help="Whose files they are.")],
+    name: Annotated[SystemName, typer.Argument(metavar="SYSTEM", help=f"Whose files they are: {', '.join(SYSTEMS)}.")],
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files, gzip or not; - is standard input.")],
     to: Annotated[Destination, typer.Option(help="The topics, or lines of JSON.")] = Destination.JSONL,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="With jsonl: a file a topic in this folder.")] = None,
@@ -182,7 +182,6 @@ class Run:
         self._read_bytes = 0
         self._file: LineFile | None = None
         self._tell: Callable[[int], None] = lambda lines: None
-        self._stopped = False
 
     @contextmanager
     def progress(self) -> Iterator[None]:
@@ -213,7 +212,7 @@ class Run:
     def _pieces(self, path: Path) -> Iterator[Batch]:
         with closing(LineFile(path)) as self._file:
             try:
-                for piece in read(self._system, self._lines(self._file), str(path), self._options):
+                for piece in read(self._system, chain.from_iterable(self._lines(self._file)), str(path), self._options):
                     self._note(self._file.name, piece)
                     yield from piece.batches
             except HeaderError as error:
@@ -222,13 +221,11 @@ class Run:
         self._file = None
         self.tally.files += 1
 
-    def _lines(self, file: LineFile) -> Iterable[bytes]:
-        return chain.from_iterable(self._counted(piece.values) for piece in file.chunks(_LINES))
-
-    def _counted(self, lines: list[bytes]) -> list[bytes]:
-        self.tally.lines += len(lines)
-        self._tell(len(lines))
-        return lines
+    def _lines(self, file: LineFile) -> Iterator[list[bytes]]:
+        for piece in file.chunks(_LINES):
+            self.tally.lines += len(piece.values)
+            self._tell(len(piece.values))
+            yield piece.values
 
     def _note(self, file: str, piece: Piece) -> None:
         self.tally.skipped.update(piece.skipped)
@@ -269,11 +266,10 @@ class Run:
 
     def to_kafka(self, settings: Settings) -> None:
         """Send to the topics; ends with an error if anything was not delivered. Ctrl-C ends it in order, with 1."""
-        finish(self._send(settings))
-        if self._stopped:
-            fail("stopped before the files were at their end; what was read till then is delivered")
+        if finish(self._send(settings)):
+            fail("stopped before the files were at their end: start again, what is sent twice counts once")
 
-    async def _send(self, settings: Settings) -> None:
+    async def _send(self, settings: Settings) -> bool:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -285,9 +281,8 @@ class Run:
             partition=_partition,
         )
         by_impression = settings.key == "impression"
-        records = chain.from_iterable(_records(batch, by_impression) for batch in self._batches())
-        await producer.send(records, stop, paced=False)
-        self._stopped = stop.is_set()
+        await producer.send_batches(read_ahead(_records(batch, by_impression) for batch in self._batches()), stop)
+        return stop.is_set()
 
 
 def _newest(batches: Iterable[Batch]) -> Iterator[Batch]:

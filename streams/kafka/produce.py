@@ -5,8 +5,9 @@ which they come. Every delivery is confirmed; a retry does not store a record tw
 """
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -23,6 +24,8 @@ _AT_ONCE: Final = 4_000
 """Records between two looks at the clock: how long others wait for the event loop."""
 _BATCH_BYTES: Final = 256 << 10
 _REQUEST_BYTES: Final = 16 << 20
+_AHEAD: Final = 4
+"""Values that are made before they are asked for."""
 _GIVE_UP_S: Final = 30.0
 """How long the broker may be away, such as for a restart."""
 
@@ -55,6 +58,7 @@ class Record(Protocol):
 
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 class ProduceError(Exception):
@@ -111,6 +115,16 @@ class PacedProducer(Generic[R]):
         Returns when every record that was taken is delivered. Raises ProduceError if one was not, TopicsError if the
         topics are missing or have unequal partition counts.
         """
+        await self._with_producer(lambda producer: self._send_all(producer, records, stop, paced))
+
+    async def send_batches(self, batches: AsyncIterator[Iterable[R]], stop: asyncio.Event) -> None:
+        """Send all batches as they come, in order. Ends with the batches, or on stop: then it waits for no more.
+
+        Returns when every record that was taken is delivered. Raises what `send` raises.
+        """
+        await self._with_producer(lambda producer: self._send_each(producer, batches, stop))
+
+    async def _with_producer(self, work: Callable[[Any], Awaitable[None]]) -> None:
         async with TopicAdmin(self._broker) as admin:
             topics = [Topic(self._prefix + topic, {}) for topic in self._topics]
             self._partitions = await admin.agreed_partitions(topics)
@@ -124,7 +138,7 @@ class PacedProducer(Generic[R]):
         try:
             await producer.start()
             try:
-                await self._send_all(producer, records, stop, paced)
+                await work(producer)
             finally:
                 await self._close(producer)
         except (KafkaError, OSError) as error:  # a time-out is an OSError
@@ -151,6 +165,28 @@ class PacedProducer(Generic[R]):
             await self._ship_all(producer)
             self._raise_failed()
             await self._rest(next_record, stop, paced)
+        await self._confirmed()
+
+    async def _send_each(self, producer: Any, batches: AsyncIterator[Iterable[R]], stop: asyncio.Event) -> None:
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            while True:
+                coming = asyncio.ensure_future(anext(batches, None))
+                await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                batch = None if stop.is_set() else await coming
+                if batch is None:
+                    break
+                for record in batch:
+                    await self._take(producer, record)
+                await self._ship_all(producer)
+                self._raise_failed()
+            coming.cancel()
+        finally:
+            stopping.cancel()
+        await self._confirmed()
+
+    async def _confirmed(self) -> None:
+        """Wait until all that was shipped is delivered."""
         await asyncio.wait_for(asyncio.gather(*self._deliveries), self._give_up_s)
         self._raise_failed()
 
@@ -172,7 +208,7 @@ class PacedProducer(Generic[R]):
         batch = self._batches.get(place)
         if batch is None:
             batch = self._batches[place] = producer.create_batch()
-        told = {"timestamp": None, "key": record.key, "value": record.value, "headers": record.headers}
+        told = {"timestamp": None, "key": record.key, "value": record.value, "headers": [*record.headers]}
         if batch.append(**told) is None:
             await self._ship(producer, place)
             batch = self._batches[place] = producer.create_batch()
@@ -197,3 +233,30 @@ class PacedProducer(Generic[R]):
     def _raise_failed(self) -> None:
         if self._failed is not None:
             raise self._failed
+
+
+async def read_ahead(values: Iterable[T]) -> AsyncIterator[T]:
+    """Yield values that are made in a thread of their own, so that a file or pipe that is slow holds up nothing else.
+
+    The thread is abandoned with whatever it waits for when nobody asks any more.
+    """
+    loop = asyncio.get_running_loop()
+    queue = asyncio.Queue[T | BaseException | None](_AHEAD)
+
+    def hand_over(value: T | BaseException | None) -> None:
+        asyncio.run_coroutine_threadsafe(queue.put(value), loop).result()
+
+    def make() -> None:
+        try:
+            for value in values:
+                hand_over(value)
+        except BaseException as error:  # raised again where the values are asked for
+            hand_over(error)
+        else:
+            hand_over(None)
+
+    threading.Thread(target=make, daemon=True).start()
+    while (value := await queue.get()) is not None:
+        if isinstance(value, BaseException):
+            raise value
+        yield value
