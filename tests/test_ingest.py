@@ -262,25 +262,32 @@ def test_reported_counts_lie_with_their_campaign_under_a_key_that_a_newer_report
         assert record.partition() == campaign_partition(count.campaign_id, PARTITIONS)
 
 
+STOPPED = "streams: stopped before the files were at their end: start again, what is sent twice counts once\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_stop_it_delivers_what_was_read_and_ends_with_1_even_if_a_pipe_gives_nothing(
-    broker, topic_prefix, tmp_path, number
-):
+@pytest.mark.parametrize("endless", ["pipe that gives nothing", "file that takes long"])
+def test_told_to_stop_it_delivers_what_it_sent_and_ends_with_1(broker, topic_prefix, tmp_path, number, endless):
     asyncio.run(create_topics(broker.bootstrap, topic_prefix, PARTITIONS))
-    pipe = tmp_path / "NetworkBackfillImpressions_1"
-    os.mkfifo(pipe)
-    command = [sys.executable, "-m", "streams.cli", "ingest", "gam", str(pipe), "--to", "kafka"]
+    path = tmp_path / "NetworkBackfillImpressions_1"
+    length = 9_999 if "pipe" in endless else 1_000_000
+    content = lines("KeyPart,TimeUsec2", *(f"k{number},1769864401000000" for number in range(length)))
+    if "pipe" in endless:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    command = [sys.executable, "-m", "streams.cli", "ingest", "gam", str(path), "--to", "kafka"]
     process = subprocess.Popen(command, env=environment(broker, topic_prefix), stderr=subprocess.PIPE, text=True)
-    with pipe.open("wb", 0) as feed:
-        feed.write(lines("KeyPart,TimeUsec2", *(f"k{number},1769864401000000" for number in range(9_999))))
+    with path.open("r+b" if "pipe" in endless else "rb", 0) as feed:
+        if "pipe" in endless:
+            feed.write(content)
         wait_until(lambda: len(renders_in(broker, topic_prefix)) >= 4_000, "some of it is in Kafka")
         process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (
-        1, "streams: stopped before the files were at their end: start again, what is sent twice counts once\n"
-    )  # fmt: skip
+    assert (process.returncode, stderr) == (1, STOPPED)
     found = {json.loads(record.value())["impression_id"] for record in renders_in(broker, topic_prefix)}
     assert found == {f"k{number}-1769864401000000" for number in range(len(found))}
+    assert len(found) < length
 
 
 def renders_in(broker: EmbeddedBroker, prefix: str) -> list[Any]:

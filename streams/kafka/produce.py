@@ -8,6 +8,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -238,25 +239,37 @@ class PacedProducer(Generic[R]):
 async def read_ahead(values: Iterable[T]) -> AsyncIterator[T]:
     """Yield values that are made in a thread of their own, so that a file or pipe that is slow holds up nothing else.
 
-    The thread is abandoned with whatever it waits for when nobody asks any more.
+    When nobody asks any more the thread ends with the value that it is at, or is left behind waiting for it.
     """
     loop = asyncio.get_running_loop()
-    queue = asyncio.Queue[T | BaseException | None](_AHEAD)
-
-    def hand_over(value: T | BaseException | None) -> None:
-        asyncio.run_coroutine_threadsafe(queue.put(value), loop).result()
+    queue = asyncio.Queue[T | Exception | None]()
+    room, given_up = threading.Semaphore(_AHEAD), threading.Event()
 
     def make() -> None:
-        try:
-            for value in values:
-                hand_over(value)
-        except BaseException as error:  # raised again where the values are asked for
-            hand_over(error)
-        else:
-            hand_over(None)
+        for value in _with_end(values):
+            room.acquire()
+            if given_up.is_set():
+                return
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(queue.put_nowait, value)
 
     threading.Thread(target=make, daemon=True).start()
-    while (value := await queue.get()) is not None:
-        if isinstance(value, BaseException):
-            raise value
-        yield value
+    try:
+        while (value := await queue.get()) is not None:
+            room.release()
+            if isinstance(value, Exception):
+                raise value
+            yield value
+    finally:
+        given_up.set()
+        room.release()
+
+
+def _with_end(values: Iterable[T]) -> Iterator[T | Exception | None]:
+    """Yield values, and what ended them: None or an error."""
+    try:
+        yield from values
+    except Exception as error:  # raised again where the values are asked for
+        yield error
+    else:
+        yield None
