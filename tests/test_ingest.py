@@ -292,3 +292,13 @@ def test_told_to_stop_it_delivers_what_it_sent_and_ends_with_1(broker, topic_pre
 
 def renders_in(broker: EmbeddedBroker, prefix: str) -> list[Any]:
     return read_topic(broker.bootstrap, prefix + "renders", PARTITIONS)
+
+
+# --- the benchmark ----------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_of_ingest_counts_exactly():
+    command = [sys.executable, "-m", "benchmarks", "ingest", "--rows", "5000", "--runs", "1", "--json"]
+    told = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=120).stdout)
+    assert told["exact"] is True
+    assert told["runs"][0]["rows"] == 5_000

@@ -1,16 +1,14 @@
 """`streams ingest`: an ad system's own files as events or reported counts, to Kafka or to files of JSON lines."""
 
 import asyncio
-import os
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from io import BufferedWriter
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
@@ -25,6 +23,7 @@ from streams.cli.shared import (
     finish,
     reading_bar,
     settings_from,
+    whole_file,
     write_json,
     zone_of,
 )
@@ -38,7 +37,7 @@ from streams.replay.files import FileError, LineFile
 from streams.settings import Settings
 from streams.sources.adapter import BadRow, HeaderError, Options, PriceIn, System
 from streams.sources.gam import line_item_prices
-from streams.sources.systems import SYSTEMS, Batch, Piece, read
+from streams.sources.systems import SYSTEMS, Batch, Piece, newest, read
 from streams.wire.reported import reported_key
 
 EPILOG: Final = (
@@ -135,6 +134,8 @@ def command(
         else:
             run.to_folder(out)
     _tell(run.tally, as_json)
+    for hint in _hints(system, options.source, settings) if to is Destination.KAFKA and not as_json else ():
+        typer.echo(f"streams: {hint}", err=True)
 
 
 def _prices(path: Path) -> dict[str, str]:
@@ -198,14 +199,14 @@ class Run:
             self.tally.seconds = time.monotonic() - began
 
     def _position(self) -> int:
-        return self._read_bytes + (self._file.position if self._file is not None else 0)
+        return self._read_bytes + (0 if self._file is None else self._file.position)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def _batches(self) -> Iterator[Batch]:
         """Yield what can be brought, in the order of the files. Of reports, what later files say of a day holds."""
         batches = chain.from_iterable(self._pieces(path) for path in self._files)
-        for batch in _newest(batches) if self._system.topics == (REPORTED_COUNTS,) else batches:
+        for batch in newest(batches) if self._system.topics == (REPORTED_COUNTS,) else batches:
             self.tally.topics[batch.topic] += len(batch.values)
             yield batch
 
@@ -258,7 +259,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             with ExitStack() as stack:
                 topics = TOPICS if self._system.topics != (REPORTED_COUNTS,) else (REPORTED_COUNTS,)
-                files = {topic: stack.enter_context(_whole_file(folder / f"{topic}.jsonl")) for topic in topics}
+                files = {topic: stack.enter_context(whole_file(folder / f"{topic}.jsonl")) for topic in topics}
                 for batch in self._batches():
                     files[batch.topic].write(_as_lines(batch))
         except OSError as error:
@@ -285,17 +286,6 @@ class Run:
         return stop.is_set()
 
 
-def _newest(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield, as one batch, of all counts that are reported of the same what was read last."""
-    newest = {
-        reported_key(count): (value, count)
-        for batch in batches
-        for value, count in zip(batch.values, batch.says, strict=True)
-    }
-    values, counts = [value for value, _ in newest.values()], [count for _, count in newest.values()]
-    yield Batch(REPORTED_COUNTS, values, counts, [None] * len(counts))
-
-
 def _as_lines(batch: Batch) -> bytes:
     return b"".join(value + b"\n" for value in batch.values)
 
@@ -317,21 +307,8 @@ def _records(batch: Batch, by_impression: bool) -> Iterator[Sent]:
 
 def _partition(record: Sent, partitions: int) -> int:
     """Return the partition of an event's key, or that of a campaign's figures for what is reported of it."""
-    return (
-        by_key(record, partitions) if record.campaign_id is None else campaign_partition(record.campaign_id, partitions)
-    )
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[BufferedWriter]:
-    """Open a file that is there, under its name, when the block has ended well; else it never was."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            yield file
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    campaign = record.campaign_id
+    return by_key(record, partitions) if campaign is None else campaign_partition(campaign, partitions)
 
 
 def _tell(tally: Tally, as_json: bool) -> None:
@@ -352,6 +329,20 @@ def _tell(tally: Tally, as_json: bool) -> None:
         )
     if tally.bad and not tally.topics and not tally.skipped:
         fail("no row could be read: is this the right system?")
+
+
+def _hints(system: System, source: str, settings: Settings) -> Iterator[str]:
+    """Yield what may surprise somebody who looks for these events on a dashboard."""
+    if RENDERS in system.topics and source != settings.billing_source:
+        yield (
+            f"{source} does not bill (STREAMS_BILLING_SOURCE is {settings.billing_source}): unless campaigns.toml says it"
+            " does, these only feed the discrepancy figures"
+        )
+    if not system.knows_viewer and settings.key == "viewer":
+        yield (
+            "views without viewer_id are keyed by their impression: where renders have a viewer they are not found;"
+            " use STREAMS_KEY=impression everywhere"
+        )
 
 
 def _in_words(tally: Tally) -> str:

@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, tzinfo
+from io import BufferedWriter
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -86,6 +89,18 @@ def reading_bar(verb: str, total: int | None, position: Callable[[], int]) -> It
             bar.update(task, completed=position(), lines=bar.tasks[0].fields["lines"] + more)
 
         yield tell
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BufferedWriter]:
+    """Open a file that is there, under its name, when the block has ended well; else it never was."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            yield file
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def zone_of(name: str | None) -> tzinfo:

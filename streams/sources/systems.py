@@ -34,7 +34,7 @@ from streams.sources import (
 )
 from streams.sources.adapter import BadRow, Event, Options, Row, Skipped, System
 from streams.wire.events import decoder
-from streams.wire.reported import decode_reported, encode_reported
+from streams.wire.reported import decode_reported, encode_reported, reported_key
 
 _LOGS: Final = (gam, dv360, kevel, openrtb, vast, prebid, gpt, ias, doubleverify)
 _REPORTS: Final = (google_ads, meta, equativ, dsp_report, ssp_report, ias_report, dv_report)
@@ -71,6 +71,17 @@ def read(system: System, lines: Iterable[bytes], file: str, options: Options) ->
     rows = system.read(map(_DECODE, lines), file, options)
     while piece := list(islice(rows, _AT_ONCE)):
         yield _checked(piece)
+
+
+def newest(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield, as one batch, of all counts that are reported of the same what was read last."""
+    found = {
+        reported_key(count): (value, count)
+        for batch in batches
+        for value, count in zip(batch.values, batch.says, strict=True)
+    }
+    values, counts = [value for value, _ in found.values()], [count for _, count in found.values()]
+    yield Batch(REPORTED_COUNTS, values, counts, [None] * len(counts))
 
 
 def _checked(rows: Sequence[Row]) -> Piece:
