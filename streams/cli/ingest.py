@@ -314,14 +314,8 @@ def _partition(record: Sent, partitions: int) -> int:
 def _tell(tally: Tally, as_json: bool) -> None:
     if as_json:
         write_json(
-            {
-                "files": tally.files,
-                "lines": tally.lines,
-                "records": dict(tally.topics),
-                "skipped": dict(tally.skipped),
-                "bad": dict(tally.bad),
-                "seconds": round(tally.seconds, 3),
-            }
+            {"files": tally.files, "lines": tally.lines, "records": dict(tally.topics)}
+            | {"skipped": dict(tally.skipped), "bad": dict(tally.bad), "seconds": round(tally.seconds, 3)}
         )
     else:
         typer.echo(
@@ -335,8 +329,8 @@ def _hints(system: System, source: str, settings: Settings) -> Iterator[str]:
     """Yield what may surprise somebody who looks for these events on a dashboard."""
     if RENDERS in system.topics and source != settings.billing_source:
         yield (
-            f"{source} does not bill (STREAMS_BILLING_SOURCE is {settings.billing_source}): unless campaigns.toml says it"
-            " does, these only feed the discrepancy figures"
+            f"{source} does not bill (STREAMS_BILLING_SOURCE is {settings.billing_source}): unless campaigns.toml says"
+            " it does, these only feed the discrepancy figures"
         )
     if not system.knows_viewer and settings.key == "viewer":
         yield (
