@@ -117,8 +117,8 @@ def _row(number: int, nano: int, eligible: bool) -> str:
     return (
         f"2026-01-31-05:00:01,CAESE{number % 50_000:08},4001,{number % 50},{number % 200},{number % 300},1,300x250,"
         "60001,pos=top;cat=news,example.com,2840,United States,21137,California,803,Los Angeles,1013962,Los Angeles,"
-        f"9031,90001,500072,Chrome,501013,Windows 10,,2,cable,{us},,Ad Exchange,300x250|300x600,5,,{number:012x},Desktop,"
-        f"{'Y' if eligible else 'N'},0.{nano:09},{us + 1_800_000},1-0\n"
+        f"9031,90001,500072,Chrome,501013,Windows 10,,2,cable,{us},,Ad Exchange,300x250|300x600,5,,{number:012x},"
+        f"Desktop,{'Y' if eligible else 'N'},0.{nano:09},{us + 1_800_000},1-0\n"
     )
 
 

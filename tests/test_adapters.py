@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise, permutations
@@ -108,7 +109,7 @@ def lines(*rows: str) -> bytes:
 def csv_of(rows: Iterable[Iterable[str]], delimiter: str = ",") -> bytes:
     text = io.StringIO()
     csv.writer(text, delimiter=delimiter).writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def rows_of(file: str, delimiter: str = ",") -> list[list[str]]:
@@ -552,6 +553,77 @@ def test_every_system_refuses_or_reports_the_files_of_the_others_and_makes_no_ev
         return
     assert found.values == {topic: [] for topic in TOPICS} and found.reported == []
     assert found.bad
+
+
+def names_in(value: Any) -> set[str]:
+    """The names of all members of an object and of those in it."""
+    if not isinstance(value, dict):
+        return set()
+    return set(value).union(*map(names_in, value.values()))
+
+
+LINES = [
+    line
+    for system in ("kevel", "openrtb", "vast", "prebid", "gpt", "doubleverify", "meta")
+    for line in (DATA / FILES[system]).read_text().splitlines()
+    if line.startswith("{")
+]
+NAMES = sorted(
+    set().union(*(names_in(orjson.loads(line)) for line in LINES))
+    | {"path", "url", "e", "time", "in_view_pct", "w", "date_start", "burl"}
+)
+WORDS = [
+    "impression", "viewable", "adRenderSucceeded", "slotRenderEnded", "measured", "signal", "burl", "/Date(1)/", "e30",
+    "2026-01-31", "0001-01-01", "9999-12-31T23:59:59", "1" * 5_000, "9" * 30, "\udcff", "bnVsbA", "/i.gif", "${X}",
+    "MQ",
+]  # fmt: skip
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@given(members=st.dictionaries(st.sampled_from(NAMES), json_values, max_size=10))
+def test_whatever_a_line_says_it_becomes_events_or_a_bad_row(system, members):
+    try:
+        told(system, (FILES[system], json.dumps(members).encode() + b"\n"))
+    except HeaderError:
+        pass
+
+
+@pytest.mark.parametrize("system", ["gam", "dv360", "google-ads", "meta", "equativ", "dsp", "ssp"])
+@given(data=st.data())
+def test_whatever_the_cells_of_a_row_are_it_becomes_events_or_a_bad_row(system, data):
+    file = {"meta": "google_ads.csv"}.get(system, FILES[system])
+    header = (DATA / file).read_text().splitlines()[0]
+    delimiter = ";" if system == "equativ" else ","
+    names = header.split(delimiter)
+    if system == "meta":
+        names = ["date_start", "date_stop", "campaign_id", "impressions", "spend"]
+    texts = st.text(max_size=5) | st.sampled_from([*WORDS, "0", "VIEW", "CLICK", "Total", "1,200", "-1", "300x250"])
+    row = data.draw(st.lists(texts, min_size=len(names), max_size=len(names)))
+    told(system, (FILES[system], csv_of([names, row], delimiter)))
+
+
+@pytest.mark.parametrize("system", ["kevel", "meta", "gpt"])
+def test_a_line_that_is_nested_too_deeply_is_a_bad_row(system):
+    found = told(system, (FILES[system], b'{"a":' * 900 + b"1" + b"}" * 900 + b"\n"))
+    assert [row.reason for row in found.bad] == ["not_json"]
+
+
+def test_a_campaign_whose_name_begins_with_total_is_no_total():
+    text = lines("date,campaign_id,impressions", "2026-01-31,total-war,5", "2026-01-31,Totals,5", "Grand Total:,,5")
+    found = told("ssp", ("x.csv", text))
+    assert [one.campaign_id for one in found.reported] == ["total-war"]
+    assert sum(found.skipped.values()) == 2
+
+
+def test_a_row_of_more_than_a_day_is_no_count_of_a_day():
+    text = (DATA / "meta.jsonl").read_bytes().replace(b'"date_stop":"2026-01-31"', b'"date_stop":"2026-02-01"')
+    found = told("meta", ("x", text))
+    assert ([row.reason for row in found.bad], found.reported) == (["out_of_range"] * 2, [])
 
 
 # --- rows and their lines ---------------------------------------------------------------------------------------------

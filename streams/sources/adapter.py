@@ -140,12 +140,12 @@ def ms_of_text(text: str, name: str, zone: tzinfo) -> int:
     """Return a time in ms. It is seconds, ms or us since the epoch, or ISO 8601, in `zone` where it names none."""
     stripped = text.strip()
     if stripped.isascii() and stripped.isdigit():
-        return _scaled(int(stripped), name)
+        return _scaled(whole(stripped, name), name)
     try:
         moment = datetime.fromisoformat(stripped)
-    except ValueError:
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp() * 1_000)
+    except (ValueError, OverflowError):
         raise RowError("wrong_type" if text else "missing_field", f"{name}: is no time") from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp() * 1_000)
 
 
 def _scaled(number: int, name: str) -> int:

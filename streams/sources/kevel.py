@@ -17,7 +17,7 @@ from typing import Any, Final
 import orjson
 
 from streams.core.events import CLICKS, RENDERS
-from streams.sources.adapter import Event, Made, Options, RowError, Skipped, System, cpm, filled, ms_of_text, needed
+from streams.sources.adapter import Event, Made, Options, RowError, Skipped, System, cpm, filled, ms_of_text, whole
 from streams.sources.lines import PATH, RECORDED, MadeOf, Object, json_lines, said, text_of, times_of
 
 VALID_MS: Final = 24 * 3_600_000
@@ -27,7 +27,7 @@ _DATE: Final = re.compile(r"/Date\((\d+)(?:[+-]\d{4})?\)/")
 
 def _open(options: Options) -> MadeOf:
     def made_of(row: Object) -> Sequence[Made]:
-        return _of_call(row, options) if "e" in row and PATH in row else _of_log(row, options)
+        return _of_call(row, options) if text_of(row, "e") and text_of(row, PATH) else _of_log(row, options)
 
     return made_of
 
@@ -35,7 +35,7 @@ def _open(options: Options) -> MadeOf:
 def _of_log(row: Object, options: Options) -> Sequence[Made]:
     created = text_of(row, "CreatedOn")
     match = _DATE.fullmatch(created)
-    ts = int(match[1]) if match else ms_of_text(created, "CreatedOn", options.zone)
+    ts = whole(match[1], "CreatedOn") if match else ms_of_text(created, "CreatedOn", options.zone)
     impression = text_of(row, "ImpressionId")
     ids = filled(source=options.source, ts=ts, viewer_id=text_of(row, "UserKey", "User.Key"))
     if impression:
@@ -69,11 +69,12 @@ def _of_call(row: Object, options: Options) -> Sequence[Made]:
         raise RowError("missing_field", "time: without it nobody knows whether the URL was still valid")
     ts, appended_ms = times_of(row, options, *RECORDED)
     shim = _shim(text_of(row, "e"))
-    decided = int(needed(text_of(shim, "ts"), "ts of the shim"))
+    decided = whole(text_of(shim, "ts"), "ts of the shim")
     ids = filled(source=options.source, ts=ts, impression_id=text_of(shim, "ii"), viewer_id=text_of(shim, "uk"))
-    if row[PATH].endswith("/r"):
+    path = text_of(row, PATH)
+    if path.endswith("/r"):
         return (Event(CLICKS, ids, appended_ms),)
-    if not row[PATH].endswith("i.gif"):
+    if not path.endswith("i.gif"):
         return (Skipped("neither an impression nor a click URL"),)
     if ts - decided > VALID_MS:
         return (Skipped("called after 24 h: answered with 200, and no impression"),)
@@ -90,9 +91,12 @@ def _of_call(row: Object, options: Options) -> Sequence[Made]:
 
 def _shim(text: str) -> dict[str, Any]:
     try:
-        return dict(orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4))))
+        shim = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     except ValueError:
-        raise RowError("not_json", "e: the URL's shim is not base64 of JSON") from None
+        shim = None
+    if not isinstance(shim, dict):
+        raise RowError("not_json", "e: the URL's shim is not base64 of a JSON object")
+    return shim
 
 
 SYSTEM: Final = System(

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import orjson
 
-from streams.sources.adapter import Made, Options, Reader, Row, RowError, ms_of_text, whole
+from streams.sources.adapter import BadRow, Made, Options, Reader, Row, RowError, ms_of_text, whole
 
 Object = dict[str, Any]
 MadeOf = Callable[[Object], Sequence[Made]]
@@ -39,6 +39,8 @@ def json_lines(open_rows: Callable[[Options], MadeOf]) -> Reader:
                     yield number, made_of(object_of(line))
                 except RowError as error:
                     yield error.at(number)
+                except RecursionError:
+                    yield BadRow(number, "not_json", "is nested too deeply")
 
     return read
 
@@ -93,6 +95,11 @@ def text_of(row: Object, *names: str) -> str:
 @lru_cache(maxsize=1_024)
 def _paths(names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(name.casefold().split(".")) for name in names)
+
+
+def event_of(row: Object, *names: str) -> str:
+    """Return what happened: the first of these members that there is, else the last part of the URL's path."""
+    return text_of(row, *names) or text_of(row, PATH).rpartition("/")[2]
 
 
 def whole_of(row: Object, *names: str) -> int | None:

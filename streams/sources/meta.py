@@ -22,6 +22,7 @@ SYSTEM: Final = report(
         impressions=("impressions",),
         clicks=("clicks", "Clicks (all)"),
         spend=(("spend", "units"), ("Amount spent", "units")),
+        last_day=("date_stop", "Reporting ends"),
         currency=("account_currency", "Currency", "currency"),
     ),
 )

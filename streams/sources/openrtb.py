@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from streams.core.events import RENDERS
 from streams.sources.adapter import Event, Made, Options, RowError, Skipped, System, cpm, filled, needed, times
-from streams.sources.lines import PATH, MadeOf, Object, json_lines, object_of, text_of, times_of, whole_of
+from streams.sources.lines import MadeOf, Object, event_of, json_lines, object_of, text_of, times_of, whole_of
 
 _NOTICES: Final = {
     "burl": "burl",
@@ -56,7 +56,7 @@ def _notice(row: Object) -> tuple[str, Object]:
     for name in ("burl", "nurl", "lurl"):
         if isinstance(row.get(name), str):
             return name, object_of(row[name]) | row
-    told = text_of(row, "type", "event", "notice") or row.get(PATH, "").rpartition("/")[2]
+    told = event_of(row, "type", "event", "notice")
     for start, notice in _NOTICES.items():
         if told.casefold().startswith(start):
             return notice, row

@@ -5,7 +5,7 @@ from typing import Final
 
 from streams.core.events import VIEWABILITY
 from streams.sources.adapter import Event, Made, Options, RowError, Skipped, System, filled, needed
-from streams.sources.lines import PATH, MadeOf, Object, json_lines, said, text_of, times_of, whole_of
+from streams.sources.lines import MadeOf, Object, event_of, json_lines, said, text_of, times_of, whole_of
 
 _KINDS: Final = {
     "measured": "measurable",
@@ -29,8 +29,7 @@ def pixels(name: str, moment: str, *impression: str) -> System:
 
     def open_rows(options: Options) -> MadeOf:
         def made_of(row: Object) -> Sequence[Made]:
-            said_so = text_of(row, "event", "ev", "type") or row.get(PATH, "").rpartition("/")[2]
-            event = "".join(mark for mark in said_so.casefold() if mark.isalpha())
+            event = "".join(mark for mark in event_of(row, "event", "ev", "type").casefold() if mark.isalpha())
             if event in ("load", "impression", "tag", "start"):
                 return (Skipped("the tag began: nothing is measured yet"),)
             if event not in _KINDS:

@@ -22,6 +22,7 @@ Unit = Literal["units", "micros"]
 _Key = tuple[str, str, str | None]
 
 _GROUPED: Final = re.compile(r"\d{1,3}(,\d{3})+(\.\d*)?")
+_TOTAL: Final = re.compile(r"(grand )?totals?(:.*)?", re.IGNORECASE)
 _UNDEFINED: Final = frozenset(("", "-", "--", "n/a", "null"))
 _DAYS: Final = ("%Y%m%d", "%Y/%m/%d", "%b %d, %Y")
 _FIGURES: Final = ("impressions", "measurable", "viewable", "clicks", "spend")
@@ -38,6 +39,8 @@ class Report(NamedTuple):
     clicks: Names = ("clicks",)
     spend: tuple[tuple[str, Unit], ...] = ()
     currency: Names = ("currency",)
+    last_day: Names = ()
+    """Where a row can be of several days: such rows are no counts of a day."""
 
 
 def report(name: str, moment: str, columns: Report) -> System:
@@ -71,7 +74,7 @@ def _without_notes(rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def _wanted(columns: Report) -> list[Names]:
-    told = [columns.date, columns.campaign, columns.currency]
+    told = [columns.date, columns.last_day, columns.campaign, columns.currency]
     told += [columns.impressions, columns.measurable, columns.viewable, columns.clicks]
     return told + [(name,) for name, _ in columns.spend]
 
@@ -104,9 +107,11 @@ def _made_of(pick: Pick, columns: Report, options: Options) -> Callable[[Any], S
     units = [unit for _, unit in columns.spend]
 
     def made_of(cells: Any) -> Sequence[Made]:
-        day, campaign, currency, impressions, measurable, viewable, clicks, *spends = pick(cells)
+        day, last_day, campaign, currency, impressions, measurable, viewable, clicks, *spends = pick(cells)
         if _is_total(day) or _is_total(campaign):
             return (Skipped("has no day or no campaign: a total"),)
+        if _told(last_day) and _day(last_day) != _day(day):
+            raise RowError("out_of_range", "date: the row is of several days; have the report broken down by day")
         spend = next((_nano(text, unit) for text, unit in zip(spends, units, strict=True) if _told(text)), None)
         count = ReportedCount(
             source=options.source,
@@ -131,7 +136,7 @@ def _told(text: str) -> bool:
 
 
 def _is_total(text: str) -> bool:
-    return not _told(text) or text.casefold().startswith(("total", "grand total"))
+    return not _told(text) or _TOTAL.fullmatch(text.strip()) is not None
 
 
 def _day(text: str) -> str:

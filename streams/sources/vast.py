@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from streams.core.events import CLICKS, RENDERS, VIEWABILITY
 from streams.sources.adapter import Event, Made, Options, RowError, Skipped, System, cpm, filled
-from streams.sources.lines import PATH, MadeOf, Object, json_lines, said, text_of, times_of, whole_of
+from streams.sources.lines import MadeOf, Object, event_of, json_lines, said, text_of, times_of, whole_of
 
 _VIEWS: Final = {"viewable": "viewable", "notviewable": "not_viewable", "viewundetermined": "undetermined"}
 _CLICKS: Final = frozenset(("click", "clicktracking", "clickthrough"))
@@ -32,7 +32,7 @@ _TRACKING: Final = frozenset(
 
 def _open(options: Options) -> MadeOf:
     def made_of(row: Object) -> Sequence[Made]:
-        name = (text_of(row, "event", "ev", "type") or row.get(PATH, "").rpartition("/")[2]).casefold()
+        name = event_of(row, "event", "ev", "type").casefold()
         if name in _TRACKING:
             return (Skipped("a tracking event that is no impression"),)
         if name != "impression" and name not in _VIEWS and name not in _CLICKS:
