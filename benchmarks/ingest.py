@@ -10,17 +10,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import orjson
 
+from benchmarks.processes import peak_mib
 from benchmarks.report import column, spread
 from streams.core.money import impression_nano
 
 BROKEN_EVERY: Final = 1_000
 _CHUNK: Final = 10_000
+_LOOK_S: Final = 0.1
 _START_US: Final = 1_769_864_400_000_000
 _COLUMNS: Final = (
     "Time,UserId,AdvertiserId,OrderId,LineItemId,CreativeId,CreativeVersion,CreativeSize,AdUnitId,CustomTargeting,"
@@ -136,11 +139,16 @@ def _ingest(path: Path, folder: str) -> tuple[float, int]:
     """Run the command; return its CPU seconds and its peak memory in MiB. Raises RuntimeError if it fails."""
     command = [sys.executable, "-m", "streams.cli", "ingest", "gam", str(path), "--out", folder]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
+    peak = 0
+    while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+        with suppress(OSError, StopIteration):  # it has just ended
+            peak = max(peak, peak_mib(process.pid))
+        time.sleep(_LOOK_S)
+    _, status, used = ended
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"streams ingest ended with {process.returncode}")
-    return used.ru_utime + used.ru_stime, used.ru_maxrss // 1_024
+    return used.ru_utime + used.ru_stime, peak
 
 
 def _found(folder: Path) -> Truth:

@@ -48,7 +48,8 @@ EPILOG: Final = (
 )
 _SHOWN: Final = 20
 """Bad rows that are told one by one; of the others it is said how many."""
-_LINES: Final = 2_000
+_LINES: Final = 200
+"""Lines that are read together."""
 
 SystemName = StrEnum("SystemName", {name.upper().replace("-", "_"): name for name in SYSTEMS})  # type: ignore[misc]
 

@@ -41,8 +41,8 @@ _REPORTS: Final = (google_ads, meta, equativ, dsp_report, ssp_report, ias_report
 
 SYSTEMS: Final[dict[str, System]] = {module.SYSTEM.name: module.SYSTEM for module in (*_LOGS, *_REPORTS)}
 
-_AT_ONCE: Final = 2_000
-"""Rows that are checked together."""
+_AT_ONCE: Final = 200
+"""Rows that are checked together: so few that they are still in the processor's cache when they are."""
 
 _DECODE: Final = partial(str, encoding="utf-8", errors="surrogateescape")
 
