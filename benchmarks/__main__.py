@@ -5,7 +5,7 @@ import json
 import signal
 import sys
 
-from benchmarks import catchup, job, latency, memory, recovery, scale, scrape
+from benchmarks import catchup, ingest, job, latency, memory, recovery, scale, scrape
 from benchmarks.report import heading, machine, versions
 
 BENCHMARKS = {
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "scale": scale,
     "catchup": catchup,
     "recovery": recovery,
+    "ingest": ingest,
 }
 """Each says which options it adds, measures, and shows what it measured: a line of text or JSON."""
 

@@ -109,6 +109,7 @@ async def test_state_and_windows_are_compacted_and_what_is_read_once_is_not(
     }
     assert {name for name, policy in policies.items() if policy == "compact"} == {
         "campaign-windows",
+        "reported-counts",
         f"{GROUP}-journal-changelog",
         f"{GROUP}-campaigns-changelog",
     }

@@ -2,7 +2,7 @@
 
 import typer
 
-from streams.cli import broker, check, config, demo, explain, generate, report, top, topics, worker
+from streams.cli import broker, check, config, demo, explain, generate, ingest, report, top, topics, worker
 
 app = typer.Typer(
     name="streams",
@@ -18,6 +18,7 @@ app.command("demo", epilog="Examples: streams demo | streams demo --for 60s --sp
 app.command("broker", epilog="Example: streams broker --port 9092 --dir ./kafka")(broker.command)
 app.command("generate", epilog=generate.EPILOG)(generate.command)
 app.command("report", epilog=report.EPILOG)(report.command)
+app.command("ingest", epilog=ingest.EPILOG)(ingest.command)
 app.command("explain", epilog=explain.EPILOG)(explain.command)
 app.command("top", epilog=top.EPILOG)(top.command)
 app.command("check", epilog=check.EPILOG)(check.command)

@@ -2,7 +2,6 @@
 
 import asyncio
 import gzip
-import os
 import signal
 import time
 from collections import Counter
@@ -29,6 +28,7 @@ from streams.cli.shared import (
     fail,
     finish,
     settings_from,
+    whole_file,
     write_json,
 )
 from streams.core.events import TOPICS
@@ -415,10 +415,9 @@ def _file(folder: Path, topic: str, compress: bool) -> BufferedWriter | gzip.Gzi
 
 def write_truth(path: Path, truth: Truth) -> None:
     """Write the truth as JSON, whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_bytes(orjson.dumps(truth.to_json(), option=orjson.OPT_INDENT_2) + b"\n")
-        beside.replace(path)
+        with whole_file(path) as file:
+            file.write(orjson.dumps(truth.to_json(), option=orjson.OPT_INDENT_2) + b"\n")
     except OSError as error:
         fail(f"{path}: {error.strerror}")
 

@@ -7,14 +7,11 @@ from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 from rich.cells import cell_len
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
-from streams.cli.shared import JsonOption, campaigns_from, fail, settings_from, write_json
+from streams.cli.shared import JsonOption, campaigns_from, fail, reading_bar, settings_from, write_json, zone_of
 from streams.core import rates
 from streams.core.campaigns import Campaigns
 from streams.core.events import CLICKS, NO_CURRENCY, RENDERS, TOPICS, VIEWABILITY
@@ -110,14 +107,6 @@ def command(
         _print(report)
 
 
-def zone_of(name: str | None) -> tzinfo:
-    """Return the time zone of a name, UTC for None; a name that is none ends the command."""
-    try:
-        return UTC if name is None else ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        fail(f"--tz {name}: no such time zone", 2)
-
-
 def slicings(windows: bool, zone: tzinfo | None) -> dict[str, Slicing]:
     """Return by what the figures of each part of the report are cut."""
     cut: dict[str, Slicing] = {"campaigns": lambda pane: 0}
@@ -143,26 +132,13 @@ def reading(paths: Mapping[str, Path | None]) -> Iterator[tuple[dict[str, LineFi
     if given.count(STDIN) > 1:
         fail("- can be standard input for one topic only", 2)
     try:
-        with opened(paths) as files, _progress(list(files.values())) as tell:
-            yield files, tell
+        with opened(paths) as files:
+            sizes = [file.size for file in files.values() if file.size is not None]
+            total = sum(sizes) if len(sizes) == len(files) else None
+            with reading_bar("Counting", total, lambda: sum(file.position for file in files.values())) as tell:
+                yield files, tell
     except FileError as error:
         fail(str(error))
-
-
-@contextmanager
-def _progress(files: list[LineFile]) -> Iterator[Callable[[int], None]]:
-    console = Console(stderr=True)
-    sizes = [file.size for file in files if file.size is not None]
-    total = sum(sizes) if len(sizes) == len(files) else None
-    columns = ("Counting", BarColumn(), DownloadColumn(), "{task.fields[lines]:,} lines", TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, lines=0)
-
-        def tell(more: int) -> None:
-            lines = bar.tasks[0].fields["lines"] + more
-            bar.update(task, completed=sum(file.position for file in files), lines=lines)
-
-        yield tell
 
 
 # --- the report as values ---------------------------------------------------------------------------------------------

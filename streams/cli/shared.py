@@ -2,13 +2,21 @@
 
 import asyncio
 import logging
+import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from datetime import UTC, tzinfo
+from io import BufferedWriter
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import orjson
 import structlog
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 from structlog.typing import Processor
 
 from streams.core.campaigns import Campaigns
@@ -79,6 +87,40 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     except (TopicsError, SiteError, JournalError, TableError, LeaseError) as error:
         fail(str(error))
+
+
+@contextmanager
+def reading_bar(verb: str, total: int | None, position: Callable[[], int]) -> Iterator[Callable[[int], None]]:
+    """Show on a terminal how many of `total` bytes are read; yield what to tell of lines that were."""
+    console = Console(stderr=True)
+    columns = (verb, BarColumn(), DownloadColumn(), "{task.fields[lines]:,} lines", TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total, lines=0)
+
+        def tell(more: int) -> None:
+            bar.update(task, completed=position(), lines=bar.tasks[0].fields["lines"] + more)
+
+        yield tell
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BufferedWriter]:
+    """Open a file that is there, under its name, when the block has ended well; else it never was."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            yield file
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def zone_of(name: str | None) -> tzinfo:
+    """Return the time zone of a name, UTC for None; a name that is none ends the command."""
+    try:
+        return UTC if name is None else ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        fail(f"--tz {name}: no such time zone", 2)
 
 
 def duration(text: str) -> int:

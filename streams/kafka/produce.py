@@ -5,8 +5,10 @@ which they come. Every delivery is confirmed; a retry does not store a record tw
 """
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -24,8 +26,13 @@ _AT_ONCE: Final = 4_000
 """Records between two looks at the clock: how long others wait for the event loop."""
 _BATCH_BYTES: Final = 256 << 10
 _REQUEST_BYTES: Final = 16 << 20
+_AHEAD: Final = 4
+"""Values that are made before they are asked for."""
 _GIVE_UP_S: Final = 30.0
 """How long the broker may be away, such as for a restart."""
+
+
+Headers = Sequence[tuple[str, bytes]]
 
 
 class Record(Protocol):
@@ -47,8 +54,13 @@ class Record(Protocol):
     def value(self) -> bytes | None:
         """The event; not always one that can be read."""
 
+    @property
+    def headers(self) -> Headers:
+        """What stands beside it."""
+
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 class ProduceError(Exception):
@@ -69,13 +81,27 @@ def partition_of(key: bytes, partitions: int) -> int:
     return int(murmur2(key) & 0x7FFFFFFF) % partitions
 
 
+def by_key(record: Record, partitions: int) -> int:
+    """Return the partition that Kafka's default partitioner gives to a record."""
+    return partition_of(record.key, partitions)
+
+
 class PacedProducer(Generic[R]):
-    """Sends records in order. `taken` is called with each record that will be delivered, and its partition."""
+    """Sends records to some topics in order. `taken` is called with each that will be delivered, and its partition."""
 
     def __init__(
-        self, broker: Broker, prefix: str, taken: Callable[[R, int], None], give_up_s: float = _GIVE_UP_S
+        self,
+        broker: Broker,
+        prefix: str,
+        taken: Callable[[R, int], None],
+        give_up_s: float = _GIVE_UP_S,
+        *,
+        topics: Sequence[str] = TOPICS,
+        partition: Callable[[R, int], int] = by_key,
     ) -> None:
         self._connection = Connection.to(broker)
+        self._topics = topics
+        self._partition = partition
         self._give_up_s = give_up_s
         self._prefix = prefix
         self._taken = taken
@@ -91,8 +117,19 @@ class PacedProducer(Generic[R]):
         Returns when every record that was taken is delivered. Raises ProduceError if one was not, TopicsError if the
         topics are missing or have unequal partition counts.
         """
+        await self._with_producer(lambda producer: self._send_all(producer, records, stop, paced))
+
+    async def send_batches(self, batches: AsyncIterator[Iterable[R]], stop: asyncio.Event) -> None:
+        """Send all batches as they come, in order. Ends with the batches, or on stop: then it waits for no more.
+
+        Returns when every record that was taken is delivered. Raises what `send` raises.
+        """
+        await self._with_producer(lambda producer: self._send_each(producer, batches, stop))
+
+    async def _with_producer(self, work: Callable[[Any], Awaitable[None]]) -> None:
         async with TopicAdmin(self._connection) as admin:
-            self._partitions = await admin.agreed_partitions([Topic(self._prefix + topic, {}) for topic in TOPICS])
+            topics = [Topic(self._prefix + topic, {}) for topic in self._topics]
+            self._partitions = await admin.agreed_partitions(topics)
         producer = AIOKafkaProducer(
             enable_idempotence=True,
             max_batch_size=_BATCH_BYTES,
@@ -103,7 +140,7 @@ class PacedProducer(Generic[R]):
         try:
             await producer.start()
             try:
-                await self._send_all(producer, records, stop, paced)
+                await work(producer)
             finally:
                 await self._close(producer)
         except (KafkaError, OSError) as error:  # a time-out is an OSError
@@ -131,6 +168,28 @@ class PacedProducer(Generic[R]):
             await self._ship_all(producer)
             self._raise_failed()
             await self._rest(next_record, stop, paced)
+        await self._confirmed()
+
+    async def _send_each(self, producer: Any, batches: AsyncIterator[Iterable[R]], stop: asyncio.Event) -> None:
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            while True:
+                coming = asyncio.ensure_future(anext(batches, None))
+                await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                batch = None if stop.is_set() else await coming
+                if batch is None:
+                    break
+                for record in batch:
+                    await self._take(producer, record)
+                await self._ship_all(producer)
+                self._raise_failed()
+            coming.cancel()
+        finally:
+            stopping.cancel()
+        await self._confirmed()
+
+    async def _confirmed(self) -> None:
+        """Wait until all that was shipped is delivered."""
         await asyncio.wait_for(asyncio.gather(*self._deliveries), self._give_up_s)
         self._raise_failed()
 
@@ -147,15 +206,16 @@ class PacedProducer(Generic[R]):
             return
 
     async def _take(self, producer: Any, record: R) -> None:
-        partition = partition_of(record.key, self._partitions)
+        partition = self._partition(record, self._partitions)
         place = (record.topic, partition)
         batch = self._batches.get(place)
         if batch is None:
             batch = self._batches[place] = producer.create_batch()
-        if batch.append(timestamp=None, key=record.key, value=record.value) is None:
+        told = {"timestamp": None, "key": record.key, "value": record.value, "headers": [*record.headers]}
+        if batch.append(**told) is None:
             await self._ship(producer, place)
             batch = self._batches[place] = producer.create_batch()
-            batch.append(timestamp=None, key=record.key, value=record.value)
+            batch.append(**told)
         self._taken(record, partition)
         self.sending.sent += 1
 
@@ -176,3 +236,42 @@ class PacedProducer(Generic[R]):
     def _raise_failed(self) -> None:
         if self._failed is not None:
             raise self._failed
+
+
+async def read_ahead(values: Iterable[T]) -> AsyncIterator[T]:
+    """Yield values that are made in a thread of their own, so that a file or pipe that is slow holds up nothing else.
+
+    When nobody asks any more the thread ends with the value that it is at, or is left behind waiting for it.
+    """
+    loop = asyncio.get_running_loop()
+    queue = asyncio.Queue[T | Exception | None]()
+    room, given_up = threading.Semaphore(_AHEAD), threading.Event()
+
+    def make() -> None:
+        for value in _with_end(values):
+            room.acquire()
+            if given_up.is_set():
+                return
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(queue.put_nowait, value)
+
+    threading.Thread(target=make, daemon=True).start()
+    try:
+        while (value := await queue.get()) is not None:
+            room.release()
+            if isinstance(value, Exception):
+                raise value
+            yield value
+    finally:
+        given_up.set()
+        room.release()
+
+
+def _with_end(values: Iterable[T]) -> Iterator[T | Exception | None]:
+    """Yield values, and what ended them: None or an error."""
+    try:
+        yield from values
+    except Exception as error:  # raised again where the values are asked for
+        yield error
+    else:
+        yield None

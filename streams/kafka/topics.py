@@ -16,6 +16,7 @@ from aiokafka.errors import (
 )
 
 from streams.core.events import TOPICS
+from streams.core.reported import REPORTED_COUNTS
 from streams.kafka.connection import Broker, Connection, RefusedError
 
 PARTIALS: Final = "campaign-partials"
@@ -76,6 +77,7 @@ def all_topics(prefix: str, group: str) -> list[Topic]:
         *(Topic(prefix + name, inputs) for name in TOPICS),
         Topic(prefix + PARTIALS, {**kept, "retention.ms": str(7 * _DAY_MS)}),
         Topic(prefix + WINDOWS, compacted),
+        Topic(prefix + REPORTED_COUNTS, compacted),
         Topic(prefix + DEAD_LETTERS, {**kept, "retention.ms": str(30 * _DAY_MS)}),
         *(Topic(changelog(group, table), state) for table in (JOURNAL, CAMPAIGNS)),
     ]

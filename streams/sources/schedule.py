@@ -37,6 +37,7 @@ class Scheduled(NamedTuple):
     key: bytes
     value: bytes | None
     fact: Fact
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

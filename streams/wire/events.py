@@ -51,13 +51,13 @@ def decoder(topic: str) -> Callable[[Sequence[bytes | None]], list[Event | Malfo
             event = decode(value)
             check([event])
         except _ERRORS as error:
-            return _malformed(error)
+            return malformed(error)
         return event
 
     return decode_batch
 
 
-def _malformed(error: Exception) -> Malformed:
+def malformed(error: Exception) -> Malformed:
     """Say why a record is no event, in words that repeat nothing of it."""
     match error:
         case PriceError():
