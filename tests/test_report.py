@@ -57,8 +57,8 @@ from tests.oracle import PENDING, Logs
 from tests.test_properties import THOROUGH
 
 ROW = {
-    "campaign_id", "currency", "served", "measurable", "viewable", "clicks", "spend", "cpm", "vcpm", "viewable_rate",
-    "viewable_of_served", "measured_rate",
+    "campaign_id", "currency", "served", "measurable", "viewable", "clicks", "spend", "cpm", "vcpm", "cpc",
+    "viewable_rate", "viewable_of_served", "measured_rate", "ctr",
 }  # fmt: skip
 DAY_MS = 24 * H
 
@@ -114,10 +114,10 @@ def test_a_report_says_of_each_campaign_and_currency_what_was_served_seen_and_sp
     )  # fmt: skip
     usd = {
         "campaign_id": "c", "currency": "USD", "served": 3, "measurable": 2, "viewable": 1, "clicks": 1,
-        "spend": "0.0075", "cpm": "2.5", "vcpm": "7.5", "viewable_rate": 1 / 2, "viewable_of_served": 1 / 3,
-        "measured_rate": 2 / 3,
+        "spend": "0.0075", "cpm": "2.5", "vcpm": "7.5", "cpc": "0.0075", "viewable_rate": 1 / 2,
+        "viewable_of_served": 1 / 3, "measured_rate": 2 / 3, "ctr": 1 / 3,
     }  # fmt: skip
-    unseen = {"measurable": 0, "viewable": 0, "clicks": 0, "vcpm": None, "viewable_rate": None}
+    unseen = {"measurable": 0, "viewable": 0, "clicks": 0, "vcpm": None, "cpc": None, "viewable_rate": None, "ctr": 0}
     eur = usd | unseen | {
         "currency": "EUR", "served": 1, "spend": "0.001", "cpm": "1", "viewable_of_served": 0, "measured_rate": 0,
     }  # fmt: skip
@@ -377,12 +377,12 @@ def test_a_line_of_the_windows_is_the_workers_record_of_that_minute(tmp_path, se
     assert len(rows) == len(records) > 3
     records.sort(key=lambda record: (record["campaign_id"], record["currency"], record["start"]))
     for row, record in zip(rows, records, strict=True):
-        assert row.keys() == record.keys() - {"final"}
+        assert row.keys() - {"cpc", "ctr"} == record.keys() - {"final"}
         for name in ("cpm", "vcpm"):
             if row["currency"] != "none":
                 told = row[name] and float(row[name])
                 assert told == pytest.approx(record[name], abs=1e-9)
-        same = row.keys() - {"cpm", "vcpm"}
+        same = row.keys() - {"cpm", "vcpm", "cpc", "ctr"}
         assert {name: row[name] for name in same} == {name: record[name] for name in same}
 
 
@@ -539,7 +539,8 @@ def test_people_see_tables_and_what_became_of_every_line(tmp_path):
     assert lines[0] == "Campaigns"
     assert lines[1].split("  ")[1] == "Campaign"
     assert lines[2].split() == [
-        "c", "USD", "1,200", "1", "1", "0", "3,000", "2,500.000000", "3,000,000.000000", "100.00%", "0.08%", "0.08%"
+        "c", "USD", "1,200", "1", "1", "0", "3,000", "2,500.000000", "3,000,000.000000", "-", "100.00%", "0.08%",
+        "0.08%", "0.00%",
     ]  # fmt: skip
     assert len(lines[1]) == len(lines[2])
     assert lines[4:] == [

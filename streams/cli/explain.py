@@ -1,15 +1,12 @@
 """`streams explain`: why an impression counted or not, from the topics or from files."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from streams.cli.report import CampaignsFile, ClicksFile, RendersFile, ViewabilityFile, reading, safe
+from streams.cli.files import CampaignsFile, ClicksFile, RendersFile, ViewabilityFile, counting, reading
 from streams.cli.shared import (
     BrokerOption,
     JsonOption,
@@ -21,6 +18,7 @@ from streams.cli.shared import (
     settings_from,
     write_json,
 )
+from streams.cli.text import safe
 from streams.core.campaigns import Campaigns
 from streams.core.events import CLICKS, RENDERS, VIEWABILITY
 from streams.core.rules import Rules
@@ -95,11 +93,11 @@ async def _from_topics(settings: Settings, search: Search, campaigns: Campaigns)
     findings: list[Finding] = []
     async with Reader(connection_from(settings), settings.topic_prefix) as reader:
         sizes = await reader.sizes()
-        with _progress("Looking", sum(sizes.values())) as tell:
+        with counting("Looking", sum(sizes.values())) as tell:
             async for topic, partition, records in reader.records(sizes):
                 search.look(topic, partition, [record.value for record in records])
                 tell(len(records))
-        with _progress("Deciding", sum(sizes[partition] for partition in search.partitions)) as tell:
+        with counting("Deciding", sum(sizes[partition] for partition in search.partitions)) as tell:
             for partition in sorted(search.partitions):
                 witness = Witness(search, partition, settings.rules, campaigns)
                 async for chunk in reader.chunks(partition):
@@ -107,15 +105,6 @@ async def _from_topics(settings: Settings, search: Search, campaigns: Campaigns)
                     tell(len(chunk.records))
                 findings += witness.findings()
     return findings
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    console = Console(stderr=True)
-    columns = (what, BarColumn(), MofNCompleteColumn(), "records", TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda more: bar.advance(task, more)
 
 
 # --- what was found, as values and for people -------------------------------------------------------------------------

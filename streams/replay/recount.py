@@ -13,12 +13,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from streams.core.events import RENDERS, TOPICS, Malformed
 from streams.core.panes import Cell, Series
 from streams.core.partition import Batch, Partition
-from streams.core.rules import DAY
+from streams.core.rules import DAY, OUTCOME_NAMES
 from streams.replay.files import LineFile
 from streams.wire.events import decoder
 
@@ -49,43 +49,74 @@ def recount(
 
     Return the sums of each slicing. `tell` hears how many lines were just counted. Raises FileError.
     """
-    kept = _Kept(slicings)
-    for number, (batch, _) in enumerate(merged(files, chunk), 1):
-        if batch.events:
-            state.apply(batch)
-        elif batch.topic != RENDERS:
-            # What has ended holds nothing back any more. Renders do: at their end, pending stays pending.
-            state.lift(batch.topic, _END_OF_TIME)
-        if number % _FORGET_EVERY == 0:
-            kept.forget(state)
+    kept = Recount(state, slicings)
+    for batch, _ in merged(files, chunk):
+        kept.apply(batch)
         tell(len(batch.events))
-    kept.add(state, _END_OF_TIME)
+    kept.end()
     return kept.sums
 
 
-class _Kept:
-    """The sums of all cells that were final, each added once, with its last figures."""
+class Recount:
+    """One partition that is counted again, and the sums of all cells that were final, each added once."""
 
-    def __init__(self, slicings: Mapping[str, Slicing]) -> None:
-        self.sums: dict[str, Sums] = {name: defaultdict(Cell) for name in slicings}
+    def __init__(self, state: Partition, slicings: Mapping[str, Slicing], sums: dict[str, Sums] | None = None) -> None:
+        """Begin with sums of other partitions, if there are any."""
+        self.sums: dict[str, Sums] = {name: defaultdict(Cell) for name in slicings} if sums is None else sums
+        self._state = state
         self._slicings = slicings
+        self._batches = 0
         self._before = 0
 
-    def forget(self, state: Partition) -> None:
+    def apply(self, batch: Batch) -> None:
+        """Count a batch; an empty one is the end of its topic."""
+        if batch.events:
+            self._state.apply(batch)
+        elif batch.topic != RENDERS:
+            # What has ended holds nothing back any more. Renders do: at their end, pending stays pending.
+            self._state.lift(batch.topic, _END_OF_TIME)
+        self._batches += 1
+        if self._batches % _FORGET_EVERY == 0:
+            self._forget()
+
+    def end(self) -> None:
+        """Add what is left."""
+        self._add(_END_OF_TIME)
+
+    def _forget(self) -> None:
         """Close a journal record that nobody writes, so that the state forgets what it may."""
-        final, rules = state.final_before(), state.rules
+        final, rules = self._state.final_before(), self._state.rules
         # To look for final cells is to look at all of them: so only when a good part of them is final.
         if final - self._before > (rules.lateness_ms + rules.viewability_horizon_ms) // 4:
-            self.add(state, final)
+            self._add(final)
             self._before = final
-        state.take(self._before)
+        self._state.take(self._before)
 
-    def add(self, state: Partition, before: int) -> None:
+    def _add(self, before: int) -> None:
         """Add the cells of the panes before a time."""
-        for touched in state.cells():
+        for touched in self._state.cells():
             if touched.pane < before:
                 for name, start_of in self._slicings.items():
                     self.sums[name][touched.series, start_of(touched.pane)].add(touched.cell)
+
+
+def outcomes(state: Partition) -> dict[str, Any]:
+    """Return by topic how many lines have each outcome and how many wait, and why lines were malformed."""
+    events = {topic: dict(zip(OUTCOME_NAMES, state.progress[topic].outcomes, strict=True)) for topic in TOPICS}
+    told: dict[str, Any] = {"events": events, "pending": dict(state.pending)}
+    return told | ({"malformed": dict(sorted(state.reasons.items()))} if state.reasons else {})
+
+
+def added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sum of two tables of counts, and of tables of such tables."""
+    names = {**one, **other}
+    return {name: _sum(one.get(name), other.get(name)) for name in names}
+
+
+def _sum(one: Any, other: Any) -> Any:
+    if one is None or other is None:
+        return one if other is None else other
+    return added(one, other) if isinstance(one, Mapping) else one + other
 
 
 # --- three topics in one order ----------------------------------------------------------------------------------------
@@ -121,10 +152,10 @@ def days_of(zone: tzinfo) -> Slicing:
     """Return what says in which day of a zone a pane lies: midnight is on a pane's boundary everywhere."""
 
     @lru_cache(maxsize=65_536)
-    def start_of(pane: int) -> int:
-        return _midnight(day_of(pane, zone), zone)
+    def start_of_day(pane: int) -> int:
+        return start_of(day_of(pane, zone), zone)
 
-    return start_of
+    return start_of_day
 
 
 def day_of(ts_ms: int, zone: tzinfo) -> date:
@@ -134,8 +165,9 @@ def day_of(ts_ms: int, zone: tzinfo) -> date:
 
 def end_of(day: date, zone: tzinfo) -> int:
     """Return the end of a day in ms: 23 or 25 hours after its start where clocks change."""
-    return _midnight(day + timedelta(days=1), zone)
+    return start_of(day + timedelta(days=1), zone)
 
 
-def _midnight(day: date, zone: tzinfo) -> int:
+def start_of(day: date, zone: tzinfo) -> int:
+    """Return the start of a day in ms."""
     return int(datetime.combine(day, time(), zone).timestamp()) * 1000
