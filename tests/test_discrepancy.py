@@ -217,17 +217,20 @@ def test_seen_from_the_other_side_every_part_has_the_other_sign(tmp_path_factory
 
 
 @pytest.mark.parametrize(
-    ("difference", "expected"),
-    [(0, "below"), (49, "below"), (50, "normal"), (-50, "normal"), (150, "normal"), (151, "above"), (-151, "above")],
-)
-def test_5_and_15_percent_themselves_are_normal(difference, expected):
-    assert band(difference, 1_000) == expected
+    ("count", "expected"),
+    [(1_000, "below"), (1_049, "below"), (1_050, "normal"), (1_150, "normal"), (1_151, "above"), (953, "below"),
+     (952, "normal"), (870, "normal"), (869, "above"), (0, "above")],
+)  # fmt: skip
+def test_5_and_15_percent_themselves_are_normal_and_the_larger_of_the_two_shares_decides(count, expected):
+    assert band(count, 1_000) == expected
+    assert band(1_000, count) == expected
 
 
-def test_there_is_no_band_without_a_denominator_or_below_the_smallest_sample():
-    assert band(10, 0) is None
-    assert band(10, 99, 100) is None
-    assert band(10, 100, 100) == "normal"
+def test_a_count_below_the_smallest_sample_is_no_denominator():
+    assert band(0, 0) is None
+    assert band(99, 80, 100) is None
+    assert band(100, 99, 100) == "below"
+    assert band(1_000, 900, 950) == "normal"
 
 
 def test_what_nobody_says_bounds_nothing():
@@ -294,7 +297,7 @@ def test_the_worked_reconciliation_comes_out(tmp_path):
 
 
 def test_above_15_percent_something_is_broken_and_the_exit_code_says_so(tmp_path):
-    for dsp, code in ((1_150, 0), (1_151, 3), (1_200, 3), (849, 3), (850, 0)):
+    for dsp, code in ((1_150, 0), (1_151, 3), (1_200, 3), (869, 3), (870, 0)):
         paths = written(tmp_path, reported=[line("dsp", dsp), line("adserver", 1_000)])
         result = report(paths, "--discrepancy")
         assert result.exit_code == code

@@ -60,6 +60,7 @@ PIPELINE = {
     "streams_invalid_traffic_total": {"reason"},
     "streams_refresh_unchecked_total": set(),
     "streams_overflow_campaigns": set(),
+    "streams_overflow_sources": set(),
     "streams_consumer_lag": {"topic", "partition"},
     "streams_stream_time_seconds": {"topic", "partition"},
     "streams_recovery_duration_seconds": set(),
@@ -213,6 +214,49 @@ def test_another_source_feeds_the_discrepancy_with_both_denominators_and_nothing
     labels = {"campaign": "spring", "source": "dsp", "window": "1m"}
     assert bench.value("ads_discrepancy_ratio", of="source", **labels) == pytest.approx(0.2)
     assert bench.value("ads_discrepancy_ratio", of="billing", **labels) == pytest.approx(0.25)
+
+
+def ratios(bench: Bench, source: str, window: str = "1m") -> tuple[float | None, float | None]:
+    """(Of the source's, of the billing source's) of campaign spring."""
+    labels = {"campaign": "spring", "source": source, "window": window}
+    return tuple(bench.value("ads_discrepancy_ratio", of=of, **labels) for of in ("source", "billing"))  # type: ignore
+
+
+def test_the_worked_reconciliation_comes_out_of_events() -> None:
+    bench = Bench()
+    for source, count in (("dsp", 5_200), ("ssp", 5_050), ("adserver", 4_920)):
+        bench.feed(RENDERS, *(render(n, source=source) for n in range(count)))
+    for window in WINDOWS:
+        assert ratios(bench, "dsp", window) == (280 / 5_200, 280 / 4_920)
+        assert ratios(bench, "ssp", window) == (130 / 5_050, 130 / 4_920)
+    assert ratios(bench, "adserver") == (None, None), "who bills does not differ from itself"
+
+
+def test_a_discrepancy_has_no_series_while_its_denominator_is_0_or_below_the_smallest_sample() -> None:
+    both = [render(n, source="dsp") for n in range(10)], [render(n) for n in range(8)]
+    assert ratios(Bench().feed(RENDERS, *both[0]), "dsp") == (1, None)
+    for least, expected in ((8, (0.2, 0.25)), (9, (0.2, None)), (11, (None, None))):
+        assert ratios(Bench(min_sample=least).feed(RENDERS, *both[0], *both[1]), "dsp") == expected
+
+
+def test_a_source_that_falls_silent_is_all_of_the_difference_until_its_last_window_has_passed() -> None:
+    bench = Bench().feed(RENDERS, render(1, source="dsp"), render(2))
+    bench.feed(RENDERS, render(3, T + 90_000))
+    assert (ratios(bench, "dsp"), ratios(bench, "dsp", "5m")) == ((None, -1), (-1, -0.5))
+    bench.feed(RENDERS, render(4, T + 3_700_000))
+    assert ratios(bench, "dsp", "1h") == (None, None)
+    assert bench.value("ads_source_impressions_total", campaign="spring", source="dsp") == 1
+
+
+def test_of_very_many_sources_those_that_count_most_are_shown() -> None:
+    bench = Bench().feed(RENDERS, render(0), render(1, campaign="other", source="s0"))
+    bench.feed(RENDERS, *(render(n, source=f"s{n % 30}") for n in range(30 + 25)))
+    of_spring = [s for s in bench.samples() if s.labels.get("campaign") == "spring" and "source" in s.labels]
+    found = {s.labels["source"] for s in of_spring if s.name == "ads_source_impressions_total"}
+    assert found == {"adserver", *(f"s{n}" for n in (24, 9, 8, 7, 6, 5, 4, 3, 23, 22))}
+    assert {s.labels["source"] for s in of_spring if s.name == "ads_discrepancy_ratio"} == found - {"adserver"}
+    assert bench.value("ads_source_impressions_total", campaign="other", source="s0") == 1
+    assert bench.value("streams_overflow_sources") == 20
 
 
 def test_who_bills_is_said_for_each_campaign() -> None:

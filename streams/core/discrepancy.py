@@ -39,11 +39,15 @@ REASONS: Final = (OTHER_DAY, *(OUTCOME_NAMES[outcome] for outcome in REFUSALS))
 Band = Literal["below", "normal", "above"]
 
 
-def band(difference: int, base: int, min_sample: int = 1) -> Band | None:
-    """Say where a difference lies, as a share of a count: below 5 %, 5 to 15 %, above; None without a denominator."""
-    if base < max(min_sample, 1):
+def band(count: int, billing: int, min_sample: int = 1) -> Band | None:
+    """Say where the difference of two counts lies, as a share of either: below 5 %, 5 to 15 %, or above.
+
+    The larger share decides, as it does for the alert; None where neither count is a denominator.
+    """
+    bases = [base for base in (count, billing) if base >= max(min_sample, 1)]
+    if not bases:
         return None
-    percents = abs(difference) * 100
+    percents, base = abs(count - billing) * 100, min(bases)
     if percents < USUAL_PERCENT * base:
         return "below"
     return "normal" if percents <= BROKEN_PERCENT * base else "above"

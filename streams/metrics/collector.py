@@ -20,7 +20,7 @@ from streams.core.partition import NEVER
 from streams.core.rules import OUTCOME_NAMES
 from streams.core.traffic import INVALID_REASONS
 from streams.metrics.exposition import Families, Labels, Table
-from streams.metrics.reading import Line, Reading, Shown, by_campaign, in_steps, summed
+from streams.metrics.reading import Line, Reading, by_campaign, in_steps, loudest, summed
 from streams.wire.events import REASONS
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -94,13 +94,15 @@ class Collector:
         yield from self._totals(lines.billed)
         yield from self._window_gauges([*lines.billed, *lines.others])
         yield from self._ratios(campaigns)
-        yield from self._sources(lines)
+        foreign, hidden = loudest(lines.foreign)
+        yield from self._sources(lines.billed, foreign)
         yield from self._segments(lines.segments)
         yield None
         yield _targets(reading.campaigns, campaigns)
         yield GaugeMetricFamily(
             "streams_overflow_campaigns", "Campaigns that are shown as one, _other", lines.overflow
         )
+        yield GaugeMetricFamily("streams_overflow_sources", "Sources of campaigns that are not shown", hidden)
         yield from _events(reading)
         yield from _partitions(reading)
         yield from self._worker(reading)
@@ -141,9 +143,9 @@ class Collector:
             yield Table(name, text, "gauge", labels, [rate(cell, self._min_sample) for cell in cells])
             yield None
 
-    def _sources(self, lines: Shown) -> Iterator[Table]:
+    def _sources(self, billed: list[Line], foreign: list[Line]) -> Iterator[Table]:
         totals: dict[tuple[str, str], int] = {}
-        for line in (*lines.billed, *lines.foreign):
+        for line in (*billed, *foreign):
             place = line.series.campaign_id, line.series.source
             totals[place] = totals.get(place, 0) + line.total.served
         yield Table(
@@ -153,12 +155,12 @@ class Collector:
             self._labels.texts(("campaign", "source"), totals),
             [*totals.values()],
         )
-        yield self._discrepancies(lines)
+        yield self._discrepancies(billed, foreign)
 
-    def _discrepancies(self, lines: Shown) -> Table:
+    def _discrepancies(self, billed_lines: list[Line], foreign: list[Line]) -> Table:
         ratios: dict[tuple[str, ...], float | None] = {}
-        billing = by_campaign(lines.billed)
-        for (campaign, source), cells in summed(lines.foreign, lambda one: (one.campaign_id, one.source)).items():
+        billing = by_campaign(billed_lines)
+        for (campaign, source), cells in summed(foreign, lambda one: (one.campaign_id, one.source)).items():
             billed = billing.get(campaign, [Cell() for _ in cells])
             for window, cell, other in zip(self._windows, cells, billed, strict=True):
                 for of, base in (("source", cell.served), ("billing", other.served)):

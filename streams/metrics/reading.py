@@ -22,6 +22,10 @@ OTHER: Final = "_other"
 """The campaign that stands for all that are not shown by name."""
 
 
+MAX_SOURCES: Final = 10
+"""Other sources that are shown of a campaign, those that count most: senders may call themselves anything."""
+
+
 class Reading(NamedTuple):
     """The state of one worker, and what its shell knows of it."""
 
@@ -124,6 +128,24 @@ def _names(lines: list[Line], max_campaigns: int) -> Collection[str]:
         return served
     served.pop(OTHER, None)
     return set(nlargest(max_campaigns, served, key=lambda name: (served[name], name)))
+
+
+def loudest(foreign: Iterable[Line]) -> tuple[list[Line], int]:
+    """Return the lines of the other sources that are shown by name, and how many sources are not."""
+    served: dict[str, dict[str, int]] = {}
+    lines = list(foreign)
+    for line in lines:
+        sources = served.setdefault(line.series.campaign_id, {})
+        sources[line.series.source] = sources.get(line.series.source, 0) + line.total.served
+    named = {campaign: _loudest(sources) for campaign, sources in served.items()}
+    hidden = sum(map(len, served.values())) - sum(map(len, named.values()))
+    return [line for line in lines if line.series.source in named[line.series.campaign_id]], hidden
+
+
+def _loudest(sources: Mapping[str, int]) -> Collection[str]:
+    if len(sources) <= MAX_SOURCES:
+        return sources
+    return set(nlargest(MAX_SOURCES, sources, key=lambda name: (sources[name], name)))
 
 
 def _add(sums: list[Cell], cells: list[Cell]) -> None:

@@ -216,7 +216,7 @@ def _compared(who: Who, count: Count, billing: Count, parts: Parts | None, min_s
         who=who,
         count=count,
         difference=difference,
-        band=band(difference, billing.impressions, min_sample),
+        band=band(count.impressions, billing.impressions, min_sample),
         parts=parts,
         bounds=bounds(count, billing, parts),
     )
