@@ -13,19 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.core.discrepancy import Count, Differences, Parts, Place, Said, band, bounds
+from streams.core.campaigns import Campaigns
+from streams.core.discrepancy import REASONS, Count, Differences, Parts, Place, Said, band, bounds
 from streams.core.panes import Cell, Series
-from streams.core.rules import OUTCOME_NAMES
+from streams.core.rules import OUTCOME_NAMES, Outcome, Rules
 from streams.replay import audit as auditing
 from streams.replay.audit import Auditor, Sayings
 from streams.replay.discrepancy import Audit
 from streams.replay.files import opened
 from streams.replay.recount import recount
 from tests import oracle
-from tests.logs import COUNTINGS, Counting, seeded_logs
+from tests.logs import COUNTINGS, T0, Counting, H, S, batch, click, render, seeded_logs, view
 from tests.oracle import Logs
 from tests.test_properties import THOROUGH
-from tests.test_report import as_lines, report, written
+from tests.test_report import DAY_MS, as_lines, one_line, report, written
 
 SOURCES = ("adserver", "dsp", "ssp")
 DAY = "2023-11-14"
@@ -213,6 +214,15 @@ def test_seen_from_the_other_side_every_part_has_the_other_sign(tmp_path_factory
             assert (back.only_source, back.only_billing) == (there.only_billing, there.only_source)
 
 
+def test_a_render_with_a_wrong_clock_is_told_as_future():
+    log = [(0, render("x"), T0), (1, render("x", source="dsp"), T0), (2, render("y"), T0 - H), (3, render("z"), T0)]
+    with Sayings() as sayings:
+        Auditor(Rules(), Campaigns(), [(sayings, days)]).apply(batch("renders", log))
+        said = sorted(tuple((one.place.source, one.outcome) for one in said) for said, _ in sayings.distinct())
+    counted, future = ("adserver", Outcome.COUNTED), ("adserver", Outcome.FUTURE)
+    assert said == [(future,), (counted,), (counted, ("dsp", Outcome.COUNTED))]
+
+
 # --- bands and bounds -------------------------------------------------------------------------------------------------
 
 
@@ -269,10 +279,6 @@ def compare(folder: Path, *arguments: str, **lines: Sequence[Any]) -> dict[str, 
     return told
 
 
-def by_source(day: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(row["source"], row["origin"]): row for row in day["sources"]}
-
-
 def test_the_worked_reconciliation_comes_out(tmp_path):
     lines = [
         line("dsp", 5_200_000),
@@ -302,3 +308,144 @@ def test_above_15_percent_something_is_broken_and_the_exit_code_says_so(tmp_path
         result = report(paths, "--discrepancy")
         assert result.exit_code == code
         assert ("OVER 15 %" in result.stdout) == (code == 3)
+
+
+def test_each_impression_of_events_explains_its_share(tmp_path):
+    both = [render(str(number), T0 + number, source=source) for source in ("dsp", "adserver") for number in range(100)]
+    lost = [render(f"lost {number}", T0, source="dsp") for number in range(6)]
+    bots = [render(f"bot {n}", T0, source=source, invalid=invalid) for n in range(4)
+            for source, invalid in (("dsp", None), ("adserver", "givt"))]  # fmt: skip
+    views = [view(str(number), T0 + number + S) for number in range(60)]
+    told = compare(tmp_path, renders=[*both, *lost, *bots], viewability=views, clicks=[click("0", T0 + S)])
+    dsp, adserver = told["days"][0]["sources"]
+    assert (dsp["impressions"], adserver["impressions"], dsp["difference"]) == (110, 100, 10)
+    assert dsp["explained"] == dict.fromkeys(REASONS, 0) | {"invalid_traffic": 4}
+    assert (dsp["only_source"], dsp["only_billing"], dsp["unexplained"]) == (6, 0, 6)
+    assert (dsp["at_most"], adserver["refused"]) == ({"moment": 6}, {"invalid_traffic": 4})
+    assert (adserver["bills"], adserver["explained"], adserver["band"]) == (True, None, None)
+    assert (adserver["measurable"], adserver["viewable"], adserver["clicks"], adserver["ctr"]) == (60, 60, 1, 0.01)
+    assert adserver["money"] == [
+        {"currency": "USD", "spend": "0.25", "cpm": "2.5", "vcpm": "4.166666667", "cpc": "0.25"}
+    ]
+    shown = report({"renders": tmp_path / "renders.jsonl"}, "--discrepancy").stdout
+    assert "c 2023-11-14 dsp events: +10 = +4 invalid traffic +6 only dsp (at most: 6 moment)" in shown
+
+
+def test_a_report_beside_events_is_bounded_by_what_they_refused_and_by_what_was_not_seen(tmp_path):
+    renders = [*(render(str(number)) for number in range(100)), *(render("0") for _ in range(3))]
+    views = [view(str(number), kind="viewable" if number < 70 else "not_viewable") for number in range(95)]
+    for reported, expected in (
+        (110, {"moment": 10, "duplicate": 3}),
+        (80, {"moment": 20, "viewability": 20}),
+        (100, {}),
+    ):
+        told = compare(tmp_path, renders=renders, viewability=views, reported=[line("meta", reported)])
+        meta = {row["source"]: row for row in told["days"][0]["sources"]}["meta"]
+        assert (meta["unexplained"], meta["at_most"]) == (reported - 100, expected)
+        assert (meta["explained"], meta["only_source"], meta["refused"]) == (None, None, None)
+
+
+def rows(told: dict[str, Any]) -> dict[tuple[str, str], dict[tuple[str, str], tuple[int | None, int | None]]]:
+    """(Day, zone) -> (source, where from) -> (impressions, difference)."""
+    return {
+        (day["day"], day["tz"]): {
+            (row["source"], row["origin"]): (row["impressions"], row["difference"]) for row in day["sources"]
+        }
+        for day in told["days"]
+    }
+
+
+def test_a_report_is_compared_with_the_same_day_of_its_own_time_zone(tmp_path):
+    midnight = T0 - T0 % DAY_MS  # in New York it is 7 p.m. of the day before
+    renders = [render(str(hour), midnight + hour * H) for hour in range(-24, 24)]
+    reported = [line("dsp", 20, "2023-11-13", time_zone="America/New_York"), line("ssp", 23)]
+    found = rows(compare(tmp_path, renders=renders, reported=reported))
+    assert found["2023-11-13", "America/New_York"] == {("adserver", "events"): (24, None), ("dsp", "report"): (20, -4)}
+    assert found["2023-11-14", "UTC"] == {("adserver", "events"): (24, None), ("ssp", "report"): (23, -1)}
+    only_utc = rows(compare(tmp_path, renders=renders, reported=reported[1:]))
+    assert {zone for _, zone in only_utc} == {"UTC"}
+    asked = rows(compare(tmp_path, "--tz", "Asia/Kolkata", renders=renders))
+    assert [(day, counts["adserver", "events"][0]) for (day, _), counts in asked.items()] == [
+        ("2023-11-13", 19), ("2023-11-14", 24), ("2023-11-15", 5)
+    ]  # fmt: skip
+
+
+def test_a_report_that_is_exported_again_replaces_itself_and_currencies_are_counted_together(tmp_path):
+    money = [line("meta", 60, spend="6", currency="USD"), line("meta", 50, spend="4", currency="EUR")]
+    found = rows(compare(tmp_path, reported=[line("meta", 90), *money, line("meta", 40, spend="3", currency="EUR")]))
+    assert found[DAY, "UTC"]["meta", "report"] == (100, None)
+    found = rows(compare(tmp_path, reported=[*money, line("meta", 95)]))
+    assert found[DAY, "UTC"]["meta", "report"] == (95, None)
+
+
+def test_who_bills_by_events_is_compared_with_its_own_report(tmp_path):
+    renders = [render(str(number)) for number in range(10)]
+    told = compare(tmp_path, renders=renders, reported=[line("adserver", 11), line("ssp", None, viewable=5)])
+    assert rows(told)[DAY, "UTC"] == {
+        ("adserver", "report"): (11, 1), ("adserver", "events"): (10, None), ("ssp", "report"): (None, None)
+    }  # fmt: skip
+
+
+def test_silence_between_two_days_of_a_source_is_a_count_of_0_and_outside_of_them_nothing(tmp_path):
+    day = {number: T0 + number * DAY_MS for number in range(4)}
+    renders = [render(f"a{number}", ts) for number, ts in day.items()]
+    renders += [render("d1", day[1], source="dsp"), render("d3", day[3], source="dsp", campaign_id="other")]
+    renders += [render("o0", day[0], campaign_id="other"), render("o3", day[3], campaign_id="other")]
+    told = {
+        (row["campaign_id"], row["day"][-2:]): source["impressions"]
+        for row in compare(tmp_path, renders=sorted(renders, key=lambda event: event["ts"]))["days"]
+        for source in row["sources"]
+        if source["source"] == "dsp"
+    }
+    assert told == {("c", "15"): 1, ("c", "16"): 0, ("c", "17"): 0, ("other", "17"): 1}
+
+
+def test_without_a_count_of_who_bills_there_is_nothing_to_compare_with(tmp_path):
+    result = report(written(tmp_path, reported=[line("dsp", 5), line("ssp", 50)]), "--discrepancy")
+    assert (result.exit_code, "bills" in result.stdout, "OVER" in result.stdout) == (0, False, False)
+
+
+def test_who_bills_is_said_by_the_file_of_campaigns(tmp_path):
+    agreed = tmp_path / "campaigns.toml"
+    agreed.write_text('[campaigns.c]\nbilling_source = "dsp"\n')
+    told = compare(tmp_path, "--campaigns", str(agreed), reported=[line("dsp", 100), line("adserver", 90)])
+    assert rows(told)[DAY, "UTC"] == {("dsp", "report"): (100, None), ("adserver", "report"): (90, -10)}
+
+
+# --- what can go wrong ------------------------------------------------------------------------------------------------
+
+
+def test_lines_that_are_no_counts_are_counted_by_reason_and_stop_nothing(tmp_path):
+    bad = [b"{", line("dsp", -1), line("dsp", 1, "2023-02-30"), line("dsp", 1, spend="1"), {"source": "x"}]
+    told = compare(tmp_path, reported=[*bad, line("dsp", 7)])
+    assert told["reported"]["lines"] == 6
+    assert sum(told["reported"]["malformed"].values()) == 5
+    assert rows(told)[DAY, "UTC"] == {("dsp", "report"): (7, None)}
+    assert "malformed reported counts" in report({"reported": tmp_path / "reported.jsonl"}, "--discrepancy").stdout
+
+
+def test_a_terminal_obeys_nothing_in_what_sources_are_called(tmp_path):
+    evil = "\x1b[2J\u202e"
+    shown = report(written(tmp_path, renders=[render(source=evil), render()]), "--discrepancy").stdout
+    assert all(mark.isprintable() or mark == "\n" for mark in shown)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--reported", "r"), "--discrepancy"),
+        (("--discrepancy", "--reported", "r", "--windows"), "by itself"),
+        (("--discrepancy", "--reported", "r", "--by", "day"), "by itself"),
+        (("--discrepancy", "--reported", "r", "--tz", "Europe/Atlantis"), "no such time zone"),
+        (("--discrepancy", "--reported", "-", "--renders", "-"), "one topic only"),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_code_2(arguments, why):
+    assert why in one_line(report({}, *arguments), 2)
+
+
+def test_a_disk_without_room_for_temporary_files_is_one_line(tmp_path, monkeypatch):
+    paths = written(tmp_path, renders=[render(str(number)) for number in range(1_000)])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    monkeypatch.setattr(auditing, "_IN_MEMORY", 8)
+    assert "TMPDIR" in one_line(report(paths, "--discrepancy"), 1)

@@ -31,7 +31,7 @@ MOMENT: Final = "moment"
 VIEWABILITY: Final = "viewability"
 """One counts only what was seen."""
 
-REFUSALS: Final = (Outcome.LATE, Outcome.DUPLICATE, Outcome.INVALID_TRAFFIC, Outcome.REFRESH)
+REFUSALS: Final = (Outcome.FUTURE, Outcome.LATE, Outcome.DUPLICATE, Outcome.INVALID_TRAFFIC, Outcome.REFRESH)
 """Why a render does not count, in the order of the rules: the first that fits explains an impression."""
 REASONS: Final = (OTHER_DAY, *(OUTCOME_NAMES[outcome] for outcome in REFUSALS))
 """All that can be measured of a difference."""

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from streams.core.campaigns import Campaigns
 from streams.core.discrepancy import Place, Said
-from streams.core.events import DEFAULT_SOURCE, Render
+from streams.core.events import DEFAULT_SOURCE, RENDERS, Render
 from streams.core.impressions import COUNTED, INVALID, Numbers
 from streams.core.panes import pane_of
-from streams.core.partition import Partition, Progress
+from streams.core.partition import FUTURE, Partition, Progress, Refused
 from streams.core.rules import Outcome, Rules
 from streams.replay.recount import Slicing
 
@@ -115,7 +115,7 @@ def _said(item: int, places: Sequence[Place]) -> Said:
 
 
 class Auditor(Partition):
-    """A partition that tells what became of each render that rules 1 and 2 let pass.
+    """A partition that tells what became of each render that is an event.
 
     `told` are those who want to know it, each with what says in which of its days a pane lies.
     """
@@ -128,11 +128,17 @@ class Auditor(Partition):
         self._first: NDArray[np.bool_] = np.empty(0, np.bool_)
         """and which of them are neither late nor duplicates."""
 
+    def _refused(self, topic: str, offsets: Sequence[int], events: Sequence[Any], *more: Any) -> list[Refused]:
+        refused = super()._refused(topic, offsets, events, *more)
+        if topic == RENDERS:
+            future = {letter.offset for letter in refused if letter.reason == FUTURE}
+            renders = [event for offset, event in zip(offsets, events, strict=True) if offset in future]
+            self._say(renders, [Outcome.FUTURE] * len(renders))
+        return refused
+
     def _renders(self, offsets: Sequence[int], renders: Sequence[Render], progress: Progress) -> None:
         super()._renders(offsets, renders, progress)
-        impressions = [_key(render) for render in renders]
-        for sayings, day_of in self._told:
-            sayings.add(impressions, [_place(render, day_of) for render in renders], self._outcomes.tolist())
+        self._say(renders, self._outcomes.tolist())
 
     def _firsts(
         self, keys: Numbers, ts: Numbers, late: NDArray[np.bool_]
@@ -147,6 +153,11 @@ class Auditor(Partition):
         refused = np.where(born & INVALID, np.uint8(Outcome.INVALID_TRAFFIC), np.uint8(Outcome.REFRESH))
         self._outcomes[self._first] = np.where(born & COUNTED, np.uint8(Outcome.COUNTED), refused)
         return judged
+
+    def _say(self, renders: Sequence[Render], outcomes: Sequence[int]) -> None:
+        impressions = [_key(render) for render in renders]
+        for sayings, day_of in self._told:
+            sayings.add(impressions, [_place(render, day_of) for render in renders], outcomes)
 
 
 def _key(render: Render) -> int:
