@@ -6,14 +6,21 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from streams.core.events import RENDERS
 from streams.core.reported import REPORTED_COUNTS, ReportedCount
 from streams.kafka.broker import EmbeddedBroker
 from streams.wire.reported import encode_reported, reported_key
 from tests.conftest import create_topics
+from tests.monitoring import GRAFANA
+from tests.test_metrics import WINDOWS, Bench, T
+from tests.test_metrics import render as event
 from tests.test_worker import PARTITIONS, now_ms, render
 from tests.worker import WorkerProcess, send, wait_until
 
@@ -39,14 +46,14 @@ def discrepancies(worker: WorkerProcess, **labels: str) -> dict[tuple[str, str],
 
 def test_a_group_of_workers_shows_each_discrepancy_once_and_exactly(broker: EmbeddedBroker, topics: str) -> None:
     ts = now_ms()
-    sizes = {campaign: 1 if campaign == "spring" else 10 for campaign in CAMPAIGNS}
+    shares = {campaign: 1 if campaign == "spring" else 10 for campaign in CAMPAIGNS}
     expected = {
-        (campaign, source): count // size for campaign, size in sizes.items() for source, count in COUNTS.items()
+        (campaign, source): size // share for campaign, share in shares.items() for source, size in COUNTS.items()
     }
     renders = [
         render(n + 10_000 * CAMPAIGNS.index(campaign), ts, campaign, source=source)
-        for (campaign, source), count in expected.items()
-        for n in range(count)
+        for (campaign, source), size in expected.items()
+        for n in range(size)
     ]
     with WorkerProcess(broker.bootstrap, topics) as one, WorkerProcess(broker.bootstrap, topics) as other:
         for worker in (one, other):
@@ -101,7 +108,7 @@ def test_without_files_the_report_reads_the_topics_events_and_reported_counts(
 ) -> None:
     ts = now_ms() // 86_400_000 * 86_400_000
     date = "2026-01-01"
-    renders = [render(n, ts, source=source) for source, count in COUNTS.items() for n in range(count // 10)]
+    renders = [render(n, ts, source=source) for source, size in COUNTS.items() for n in range(size // 10)]
     renders += [render(n, ts, source="adserver", invalid="givt") for n in range(492, 500)]
     send(broker.bootstrap, topics + "renders", renders)
     reports = [
@@ -122,3 +129,52 @@ def test_without_files_the_report_reads_the_topics_events_and_reported_counts(
     assert dsp["difference"] == 28
     assert told["events"]["renders"]["counted"] == 1_517
     assert told["reported"] == {"lines": 5, "malformed": {"not_json": 1}}
+
+
+def test_a_fifth_more_than_who_bills_raises_the_alert_and_the_worked_reconciliation_does_not(tmp_path: Path) -> None:
+    """Two hours of pages of the program, a minute apart, through the rules that are shipped."""
+    each_minute = {"broken": {"dsp": 25, "adserver": 20}, "worked": {"dsp": 130, "adserver": 123}}
+    bench, minutes, numbers = Bench(), 120, count()
+    pages: list[dict[str, str]] = []
+    for minute in range(minutes):
+        events = [
+            event(next(numbers), T + minute * 60_000, campaign, source=source)
+            for campaign, sources in each_minute.items()
+            for source, impressions in sources.items()
+            for _ in range(impressions)
+        ]
+        page = bench.feed(RENDERS, *events).page()
+        pages.append(dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#")))
+    names = sorted({name for page in pages for name in page if name.startswith(("ads_discrepancy", "ads_source"))})
+    series = [{"series": name, "values": " ".join(page.get(name, "_") for page in pages)} for name in names]
+    assert len(series) == 2 * (2 + 2 * len(WINDOWS))
+    fired = {"campaign": "broken", "source": "dsp", "severity": "warning", "scope": "campaign"}
+    ratios = [pages[-1][name] for name in names if 'window="1h"' in name and '"broken"' in name]
+    assert sorted(ratios) == ["0.2", "0.25"]
+    test = {
+        "rule_files": [str(GRAFANA / "prometheus" / "campaigns.rules.yml")],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": series,
+                "promql_expr_test": [
+                    {
+                        "expr": 'ALERTS{alertname="CampaignDiscrepancyHigh", alertstate="firing"}',
+                        "eval_time": "110m",
+                        "exp_samples": [{"labels": labels_of(fired), "value": 1}],
+                    }
+                ],
+            }
+        ],
+    }
+    (tmp_path / "test.yml").write_text(yaml.safe_dump(test))
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(tmp_path / "test.yml")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def labels_of(fired: dict[str, str]) -> str:
+    told = {"alertname": "CampaignDiscrepancyHigh", "alertstate": "firing"} | fired
+    return "ALERTS{" + ", ".join(f'{name}="{value}"' for name, value in told.items()) + "}"
