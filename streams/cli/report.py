@@ -33,7 +33,9 @@ from streams.replay.recount import Slicing, Sums, day_of, days_of, end_of, outco
 EPILOG: Final = (
     "Examples: [bold]streams report --renders renders.jsonl --viewability viewability.jsonl.gz[/bold] | "
     "[bold]zcat 2026-01-*.gz | streams report --renders - --json[/bold] | "
-    "[bold]streams report --renders r.jsonl --clicks c.jsonl --by day --tz Europe/Berlin[/bold]"
+    "[bold]streams report --renders r.jsonl --clicks c.jsonl --by day --tz Europe/Berlin[/bold] | "
+    "[bold]streams report --discrepancy[/bold] | "
+    "[bold]streams report --discrepancy --renders r.jsonl --reported counts.jsonl[/bold]"
 )
 
 Row = dict[str, Any]
