@@ -362,6 +362,10 @@ def test_a_report_is_compared_with_the_same_day_of_its_own_time_zone(tmp_path):
     found = rows(compare(tmp_path, renders=renders, reported=reported))
     assert found["2023-11-13", "America/New_York"] == {("adserver", "events"): (24, None), ("dsp", "report"): (20, -4)}
     assert found["2023-11-14", "UTC"] == {("adserver", "events"): (24, None), ("ssp", "report"): (23, -1)}
+    reports = {(day, zone, *who) for (day, zone), counts in found.items() for who in counts if "report" in who}
+    assert reports == {
+        ("2023-11-13", "America/New_York", "dsp", "report"), ("2023-11-14", "UTC", "ssp", "report")
+    }  # fmt: skip
     only_utc = rows(compare(tmp_path, renders=renders, reported=reported[1:]))
     assert {zone for _, zone in only_utc} == {"UTC"}
     asked = rows(compare(tmp_path, "--tz", "Asia/Kolkata", renders=renders))
