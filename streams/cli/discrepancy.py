@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import typer
 
 from streams.cli.files import counting, reading
-from streams.cli.shared import fail, finish, write_json
+from streams.cli.shared import connection_from, fail, finish, write_json
 from streams.cli.text import aligned, listed, safe
 from streams.core import rates
 from streams.core.campaigns import Campaigns
@@ -111,7 +111,7 @@ def _values(file: LineFile, tell: Callable[[int], None]) -> Iterator[bytes]:
 
 async def _from_topics(settings: Settings, campaigns: Campaigns, zone: str | None) -> _Read:
     reports, told = Reports(), Row()
-    broker, prefix = settings.broker, settings.topic_prefix
+    broker, prefix = connection_from(settings), settings.topic_prefix
     async with Reader(broker, prefix, (REPORTED_COUNTS,)) as reader:
         read: Row = {}
         async for _, _, records in reader.records(await reader.sizes()):

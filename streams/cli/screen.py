@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from streams.cli.report import safe
+from streams.cli.text import safe
 from streams.metrics.fleet import Fleet, Row, ordered
 
 
