@@ -2,7 +2,7 @@
 
 import typer
 
-from streams.cli import broker, check, config, demo, explain, generate, ingest, report, top, topics, worker
+from streams.cli import broker, check, config, demo, explain, generate, ingest, report, schema, top, topics, worker
 
 app = typer.Typer(
     name="streams",
@@ -23,6 +23,7 @@ app.command("explain", epilog=explain.EPILOG)(explain.command)
 app.command("top", epilog=top.EPILOG)(top.command)
 app.command("check", epilog=check.EPILOG)(check.command)
 app.command("config", epilog=config.EPILOG)(config.command)
+app.command("schema", epilog=schema.EPILOG)(schema.command)
 app.add_typer(topics.app, name="topics")
 
 
