@@ -162,3 +162,10 @@ def read_topic(bootstrap: str, topic: str, partitions: int) -> list[Any]:
             left -= 1
     consumer.close()
     return records
+
+
+def produced(bootstrap: str, topic: str, key: bytes, value: bytes | None, headers: list[tuple[str, bytes]]) -> None:
+    """Send one record with headers, where Kafka's default partitioner wants it."""
+    producer = Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random"})
+    producer.produce(topic, value, key, headers=headers)
+    assert producer.flush(60) == 0

@@ -2,7 +2,7 @@
 
 import typer
 
-from streams.cli import broker, check, config, demo, explain, generate, ingest, report, schema, top, topics, worker
+from streams.cli import broker, check, config, demo, dlq, explain, generate, ingest, report, schema, top, topics, worker
 
 app = typer.Typer(
     name="streams",
@@ -25,6 +25,7 @@ app.command("check", epilog=check.EPILOG)(check.command)
 app.command("config", epilog=config.EPILOG)(config.command)
 app.command("schema", epilog=schema.EPILOG)(schema.command)
 app.add_typer(topics.app, name="topics")
+app.add_typer(dlq.app, name="dlq")
 
 
 def main() -> None:

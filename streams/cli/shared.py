@@ -21,6 +21,7 @@ from structlog.typing import Processor
 
 from streams.core.campaigns import Campaigns
 from streams.kafka.connection import Connection, RefusedError
+from streams.kafka.produce import ProduceError
 from streams.kafka.qualify import JournalError
 from streams.kafka.rollup import TableError
 from streams.kafka.topics import TopicsError
@@ -85,7 +86,7 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
     """Run work on Kafka to its end; what is wrong with the topics or the broker is one clear line."""
     try:
         return asyncio.run(work)
-    except (TopicsError, SiteError, JournalError, TableError, LeaseError) as error:
+    except (TopicsError, SiteError, JournalError, TableError, LeaseError, ProduceError) as error:
         fail(str(error))
 
 

@@ -1,4 +1,4 @@
-"""Where a test lets a worker die: before and after each step of a commit, as if it were killed there.
+"""Where a test lets a worker die, or a retry: before and after each step of a commit, as if it were killed there.
 
 `STREAMS_CRASH_AT=journal:3` kills the process when it comes to the step `journal` for the third time. No setting, and
 without it nothing happens.
@@ -14,6 +14,8 @@ POINTS: Final = (
     "letters", "journal", "partials", "offsets", "committed",
     "windows", "rows", "row_offsets", "rows_committed",
 )  # fmt: skip
+RETRY_POINTS: Final = ("retrying", "sent")
+"""Those of `streams dlq retry`."""
 
 _point, _, _times = os.environ.get("STREAMS_CRASH_AT", "").partition(":")
 _reached: Counter[str] = Counter()

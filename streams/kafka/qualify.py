@@ -359,7 +359,7 @@ class Qualify:
             by_offset = {record.offset: record for record in chunk.records}
             for letter in refused:
                 record = by_offset[letter.offset]
-                headers = letter_headers(letter, owned.number, record.timestamp, record.key)
+                headers = letter_headers(letter, owned.number, record.timestamp, record.key, record.headers)
                 owned.letters.append(Letter(letter_key(letter, owned.number), record.value, headers))
 
     # --- committing ----------------------------------------------------------------------------------------------

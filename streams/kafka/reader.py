@@ -3,7 +3,7 @@
 Law: what is read is what lay in the topics when reading began; records that come meanwhile are left alone.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from time import monotonic
 from typing import Any, Final
 
@@ -22,6 +22,8 @@ _AT_ONCE: Final = 4_000
 """Records that one look at the consumer may give."""
 _SILENCE_S: Final = 30.0
 """How long the broker may give nothing, though there are records left."""
+
+NOWHERE: Final[Mapping[tuple[str, int], int]] = {}
 
 
 class Reader:
@@ -70,17 +72,25 @@ class Reader:
             sizes[place.partition] += end - begins[place]
         return sizes
 
-    async def records(self, partitions: Iterable[int]) -> AsyncIterator[tuple[str, int, list[Any]]]:
-        """Yield (topic without prefix, partition, records), each partition in order of its offsets."""
-        async for found in self._read(await self._start(self._places(partitions))):
-            yield found
+    @property
+    def ends(self) -> dict[tuple[str, int], int]:
+        """Where each (topic without prefix, partition) ended when reading began."""
+        return {(place.topic.removeprefix(self._prefix), place.partition): end for place, end in self._ends.items()}
 
     async def newest(self, count: int) -> AsyncIterator[tuple[str, int, list[Any]]]:
         """Yield what `records` does, but only of the last `count` offsets of each partition."""
-        async for found in self._read(await self._start(self._places(range(self.partitions)), count)):
+        since = {place: end - count for place, end in self.ends.items()}
+        async for found in self.records(range(self.partitions), since):
             yield found
 
-    async def _read(self, left: set[TopicPartition]) -> AsyncIterator[tuple[str, int, list[Any]]]:
+    async def records(
+        self, partitions: Iterable[int], since: Mapping[tuple[str, int], int] = NOWHERE
+    ) -> AsyncIterator[tuple[str, int, list[Any]]]:
+        """Yield (topic without prefix, partition, records), each partition in order of its offsets.
+
+        Reading begins at the oldest records, or at the offset that `since` has for a (topic, partition).
+        """
+        left = await self._start(self._places(partitions), since)
         while left:
             for place, records in await self._fetched(left):
                 yield place.topic.removeprefix(self._prefix), place.partition, records
@@ -103,11 +113,14 @@ class Reader:
             else:
                 return
 
-    async def _start(self, places: list[TopicPartition], newest: int | None = None) -> set[TopicPartition]:
-        """Begin anew at the oldest records, or so many offsets before the end; return the partitions that have any."""
+    async def _start(
+        self, places: list[TopicPartition], since: Mapping[tuple[str, int], int] = NOWHERE
+    ) -> set[TopicPartition]:
+        """Begin anew at the oldest records, or where `since` says; return the topic partitions that have any."""
         begins = await self._consumer.beginning_offsets(places)
-        if newest is not None:
-            begins = {place: max(begin, self._ends[place] - newest) for place, begin in begins.items()}
+        for place in places:
+            wanted = since.get((place.topic.removeprefix(self._prefix), place.partition), 0)
+            begins[place] = max(begins[place], wanted)
         left = {place for place in places if begins[place] < self._ends[place]}
         if left:  # a consumer that is closed while it takes an assignment in waits for ever (aiokafka 0.14)
             self._consumer.assign(sorted(left))

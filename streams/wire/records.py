@@ -5,7 +5,7 @@ and a 64-bit checksum. A record that does not open is refused by name; guessing 
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -192,8 +192,17 @@ def letter_key(letter: Refused, partition: int) -> bytes:
     return f"{letter.topic}|{partition}|{letter.offset}".encode()
 
 
-def letter_headers(letter: Refused, partition: int, timestamp_ms: int, key: bytes | None) -> Headers:
-    """Return what is known of a record that was refused; its own bytes are the letter's value, unchanged."""
+CARRIED: Final = ("appended", "retries", "retry-of")
+"""Headers of a record that its letter has, too: when it was first appended, and which letter it was sent again from."""
+
+
+def letter_headers(
+    letter: Refused, partition: int, timestamp_ms: int, key: bytes | None, own: Iterable[tuple[str, bytes]] = ()
+) -> Headers:
+    """Return what is known of a record that was refused; its own bytes are the letter's value, unchanged.
+
+    `own` are the headers that the record had.
+    """
     headers = [
         ("reason", letter.reason.encode()),
         ("detail", letter.detail.encode()),
@@ -201,5 +210,6 @@ def letter_headers(letter: Refused, partition: int, timestamp_ms: int, key: byte
         ("partition", str(partition).encode()),
         ("offset", str(letter.offset).encode()),
         ("timestamp", str(timestamp_ms).encode()),
+        *((name, value) for name, value in own if name in CARRIED),
     ]
     return headers if key is None else [*headers, ("key", key)]
