@@ -7,7 +7,8 @@ import pytest
 
 from streams.core.campaigns import Campaigns, Caps
 from streams.core.journal import Position
-from streams.kafka.qualify import JournalError, Qualify
+from streams.kafka.journal import JournalError
+from streams.kafka.qualify import Qualify
 from streams.wire.campaigns import CampaignsError, load_campaigns, parse_campaigns
 from streams.wire.records import journal_key
 from tests.logs import RULES, T0, TOPICS, Counting, Desk, H, S, click, render, seeded_logs, view

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from streams.core.campaigns import Campaigns
 from streams.core.journal import ChainError, Claim, Position, chain, next_epoch
 from streams.core.rules import Rules
-from streams.kafka.qualify import JournalError, Qualify
+from streams.kafka.journal import JournalError
+from streams.kafka.qualify import Qualify
 from streams.kafka.transport import Extent
 from streams.wire.records import journal_key, journal_position
 from tests.logs import RULES, TOPICS, seeded_logs

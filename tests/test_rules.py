@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from streams.core.campaigns import Campaigns
 from streams.core.journal import Claim, Position
 from streams.core.rules import Rules
-from streams.kafka.qualify import JournalError, Qualify
+from streams.kafka.journal import JournalError
+from streams.kafka.qualify import Qualify
 from streams.kafka.transport import Extent
 from streams.wire.records import decode_delta, encode_claim, encode_delta, journal_key
 from tests.logs import RULES, TOPICS, figures, seeded_logs

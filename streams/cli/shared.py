@@ -21,8 +21,8 @@ from structlog.typing import Processor
 
 from streams.core.campaigns import Campaigns
 from streams.kafka.connection import Connection, RefusedError
+from streams.kafka.journal import JournalError
 from streams.kafka.produce import ProduceError
-from streams.kafka.qualify import JournalError
 from streams.kafka.rollup import TableError
 from streams.kafka.topics import TopicsError
 from streams.kafka.transport import LeaseError

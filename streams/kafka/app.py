@@ -21,7 +21,8 @@ from mode import CrashingSupervisor
 from streams.core.campaigns import Campaigns
 from streams.core.events import TOPICS
 from streams.kafka.connection import Connection
-from streams.kafka.qualify import JournalError, Qualify, partitions_changed
+from streams.kafka.journal import JournalError
+from streams.kafka.qualify import Qualify, partitions_changed
 from streams.kafka.rollup import RollupStage
 from streams.kafka.tables import Outbox, PartitionTable, Tables
 from streams.kafka.topics import CAMPAIGNS, JOURNAL, PARTIALS

@@ -6,7 +6,7 @@ letters of its records are delivered. The steps of a commit are numbered; each w
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import lru_cache
 from time import monotonic
 from typing import Any, Final, NamedTuple
@@ -16,25 +16,22 @@ from faust.types import TP
 
 from streams.core.campaigns import Campaigns
 from streams.core.events import RENDERS, TOPICS
-from streams.core.journal import ChainError, Claim, Position, chain, next_epoch
+from streams.core.journal import Claim, Position, next_epoch
 from streams.core.panes import Touched
-from streams.core.partition import NEVER, Delta, Partition
+from streams.core.partition import NEVER, Partition
 from streams.core.rollup import Head, Partial
 from streams.core.rules import PlainRules, Rules
 from streams.kafka.backlog import Backlog, Chunk, chunks
 from streams.kafka.crash import reached
+from streams.kafka.journal import JournalError, read_journal
 from streams.kafka.tables import PartitionTable
 from streams.kafka.topics import DEAD_LETTERS, PARTIALS
 from streams.kafka.transport import Extent, Flow, RecordBatch
 from streams.wire.records import (
     Headers,
-    RecordError,
-    decode_claim,
-    decode_delta,
     encode_claim,
     encode_delta,
     encode_partial,
-    is_claim,
     journal_key,
     journal_position,
     letter_headers,
@@ -49,10 +46,6 @@ LIFT_BEHIND_MS: Final = 30_000
 
 
 NO_LIMIT: Final = 1 << 62
-
-
-class JournalError(Exception):
-    """A journal that cannot be trusted: the worker must not start on it."""
 
 
 class Letter(NamedTuple):
@@ -212,48 +205,22 @@ class Qualify:
                     "cannot be counted. To go on without them: streams worker --accept-loss"
                 )
 
-    def _taken_over(self, number: int, journal: dict[Position, bytes], generation: int) -> Owned:
-        try:
-            claims = {position: decode_claim(value) for position, value in journal.items() if is_claim(value)}
-            held = chain(claims, journal.keys() - claims.keys())
-        except (RecordError, ChainError) as error:
-            raise JournalError(f"journal of partition {number}: {error}") from None
-        self._check_partitions(number, [claims[position].partitions for position in held if position in claims])
-        deltas = [position for position in held if position not in claims]
-        state = self._folded(number, [(position, journal[position]) for position in deltas])
-        newest = max((position.epoch for position in journal), default=0)
+    def _taken_over(self, number: int, values: dict[Position, bytes], generation: int) -> Owned:
+        journal = read_journal(number, values)
+        self._check_partitions(number, journal.partition_counts)
+        state = Partition(self.rules, self.campaigns, self.segments)
+        journal.fold_into(state)
+        self._check_rules(number, state.journaled_rules)
+        self._check_campaigns(number, state)
+        held = journal.held
+        newest = max((position.epoch for position in values), default=0)
         basis = held[-1] if held else None
         own = Position(next_epoch(newest, generation), basis.seq + 1 if basis else state.seq)
         self.journal[journal_key(number, own)] = encode_claim(Claim(basis, self.partitions))
-        for void in journal.keys() - set(held):
+        for void in values.keys() - set(held):
             del self.journal[journal_key(number, void)]
         state.seq = own.seq + 1
         return Owned(number, state, own.epoch, held)
-
-    def _folded(self, number: int, records: list[tuple[Position, bytes]]) -> Partition:
-        state = Partition(self.rules, self.campaigns, self.segments)
-        if records:
-            # What the newest record says of time lets the older ones be folded without what is forgotten by then.
-            newest = self._delta(number, *records[-1])
-            state.fold(self._deltas(number, records), newest.progress[TOPICS.index(RENDERS)].stream_time)
-        self._check_rules(number, state.journaled_rules)
-        self._check_campaigns(number, state)
-        return state
-
-    def _deltas(self, number: int, records: list[tuple[Position, bytes]]) -> Iterator[Delta]:
-        fences: list[int] | None = None
-        for position, value in records:
-            delta = self._delta(number, position, value)
-            if fences is not None and delta.fences_before != fences:
-                raise JournalError(f"{_record(number, position)}: a record before it is missing")
-            yield delta
-            fences = [progress.fence for progress in delta.progress]
-
-    def _delta(self, number: int, position: Position, value: bytes) -> Delta:
-        try:
-            return decode_delta(value)
-        except RecordError as error:
-            raise JournalError(f"{_record(number, position)}: {error}") from None
 
     def _check_campaigns(self, number: int, state: Partition) -> None:
         """Refuse a file of campaigns that says of the past what another one said before. Raises JournalError."""
@@ -482,10 +449,6 @@ def partitions_changed(before: int, now: int) -> str:
         "Kafka takes no partition away. Create topics under another STREAMS_TOPIC_PREFIX with `streams topics create "
         f"--partitions {now}`, and send the events again"
     )
-
-
-def _record(number: int, position: Position) -> str:
-    return f"journal record {number}/{position.epoch}/{position.seq}"
 
 
 def _partials(number: int, head: Head, cells: list[Touched]) -> list[bytes]:
