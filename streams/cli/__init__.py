@@ -2,7 +2,22 @@
 
 import typer
 
-from streams.cli import broker, check, config, demo, dlq, explain, generate, ingest, report, schema, top, topics, worker
+from streams.cli import (
+    broker,
+    check,
+    config,
+    demo,
+    dlq,
+    explain,
+    generate,
+    ingest,
+    report,
+    schema,
+    tap,
+    top,
+    topics,
+    worker,
+)
 
 app = typer.Typer(
     name="streams",
@@ -23,6 +38,7 @@ app.command("explain", epilog=explain.EPILOG)(explain.command)
 app.command("top", epilog=top.EPILOG)(top.command)
 app.command("check", epilog=check.EPILOG)(check.command)
 app.command("config", epilog=config.EPILOG)(config.command)
+app.command("tap", epilog=tap.EPILOG)(tap.command)
 app.command("schema", epilog=schema.EPILOG)(schema.command)
 app.add_typer(topics.app, name="topics")
 app.add_typer(dlq.app, name="dlq")

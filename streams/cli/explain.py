@@ -115,7 +115,7 @@ def as_json_values(finding: Finding, in_files: bool) -> dict[str, Any]:
     other = finding.refers_to
     refers_to = other and _place(other.place, in_files) | {"ts": other.ts, "apart_ms": other.apart_ms}
     number, wants = finding.rule
-    values = {name: value for name, value in vars(finding).items() if name != "place"}
+    values = {name: value for name, value in vars(finding).items() if name not in ("place", "impression_id")}
     return _place(finding.place, in_files) | values | {"rule": number, "wants": wants, "refers_to": refers_to}
 
 

@@ -3,7 +3,7 @@
 Law: what is read is what lay in the topics when reading began; records that come meanwhile are left alone.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from time import monotonic
 from typing import Any, Final
 
@@ -112,6 +112,42 @@ class Reader:
                         backlog.put(piece)
             else:
                 return
+
+    async def follow(self, since: Mapping[tuple[str, int], int]) -> AsyncGenerator[list[tuple[int, Chunk]]]:
+        """Yield what comes on the inputs from these offsets on, for ever: (partition, chunk), nothing now and then.
+
+        Topics of a partition are near to order of event time. Where the broker is away, nothing comes until it is back.
+        """
+        places = self._places(range(self.partitions))
+        self._consumer.assign(places)
+        for place in places:
+            self._consumer.seek(place, since[place.topic.removeprefix(self._prefix), place.partition])
+        backlogs = [Backlog() for _ in range(self.partitions)]
+        reached = [dict.fromkeys(TOPICS, -1) for _ in backlogs]
+        while True:
+            full = {
+                place for place in places if backlogs[place.partition].is_full(place.topic.removeprefix(self._prefix))
+            }
+            self._hold_back(full)
+            fetched = await self._consumer.getmany(timeout_ms=_FETCH_MS, max_records=_AT_ONCE)
+            for place, records in fetched.items():
+                for piece in chunks(place.topic.removeprefix(self._prefix), records):
+                    backlogs[place.partition].put(piece)
+            behind = {place for place in places if await self._is_behind(place)}
+            yield [*self._ripe(backlogs, reached, behind)]
+
+    def _ripe(
+        self, backlogs: list[Backlog], reached: list[dict[str, int]], behind: set[TopicPartition]
+    ) -> Iterator[tuple[int, Chunk]]:
+        for number, (backlog, times) in enumerate(zip(backlogs, reached, strict=True)):
+            may_have_more = {topic: TopicPartition(self._prefix + topic, number) in behind for topic in TOPICS}
+            while (chunk := backlog.next(times, may_have_more.__getitem__)) is not None:
+                times[chunk.topic] = max(times[chunk.topic], chunk.ts)
+                yield number, chunk
+
+    async def _is_behind(self, place: TopicPartition) -> bool:
+        end = self._consumer.highwater(place)
+        return end is None or await self._consumer.position(place) < end
 
     async def _start(
         self, places: list[TopicPartition], since: Mapping[tuple[str, int], int] = NOWHERE

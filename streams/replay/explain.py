@@ -91,6 +91,7 @@ class Finding:
     place: Place
     source: str | None = None
     """None of a malformed record."""
+    impression_id: str | None = None
     ts: int | None = None
     kind: str | None = None
     """What a view says."""
@@ -235,7 +236,7 @@ class Witness(Partition):
         if isinstance(event, Malformed):
             self._findings[found.place] = found
             return found
-        found.source, found.ts = source_of(event), event.ts
+        found.source, found.impression_id, found.ts = source_of(event), event.impression_id, event.ts
         if isinstance(event, Viewability):
             found.kind = event.kind
         elif isinstance(event, Render):
@@ -269,12 +270,12 @@ class Witness(Partition):
         found.outcome = OUTCOME_NAMES[grown[0]]
         if grown[0] == Outcome.DUPLICATE:
             key = identity(render.source, render.impression_id)
-            self._refer(found, self._rows[self._first_like(key, render.ts)], "this impression was rendered")
+            self._refer(found, self._render_at(self._first_like(key, render.ts)), "this impression was rendered")
         elif grown[0] == Outcome.INVALID_TRAFFIC:
             reason = next(reason for reason, count in self.invalid.items() if count > invalid[reason])
             found.reason = f"{reason}; it is in the gross figures only"
         elif grown[0] == Outcome.REFRESH:
-            nearest = min(self._anchored[place_of(render)], key=lambda one: abs((one.ts or 0) - render.ts))
+            nearest = self._nearest_anchor(place_of(render), render.ts)
             self._refer(found, nearest, "the same ad was counted in this slot before this viewer")
         elif grown[0] == Outcome.COUNTED:
             self._tell_counted(found, row, place_of(render))
@@ -286,6 +287,13 @@ class Witness(Partition):
         rows = self.impressions.with_older(self.impressions.newest(key))
         near = [row for row in rows if abs(self.impressions.ts_of(row) - ts) <= self.rules.dedup_horizon_ms]
         return near[-1]
+
+    def _render_at(self, row: int) -> Finding:
+        """Return the render that is remembered in a row: what others refer to is watched, too."""
+        return self._rows[row]
+
+    def _nearest_anchor(self, place: int, ts: int) -> Finding:
+        return min(self._anchored[place], key=lambda one: abs((one.ts or 0) - ts))
 
     def _tell_counted(self, found: Finding, row: int, place: int) -> None:
         generation, position = self.impressions.at(row)
@@ -348,7 +356,7 @@ class Witness(Partition):
     def _tell_met(self, found: Finding, outcome: Outcome, met: Met) -> None:
         generation, position = self.impressions.at(met.row)
         born, ts = generation.born[position], generation.ts[position]
-        self._refer(found, self._rows[met.row], "its render began")
+        self._refer(found, self._render_at(met.row), "its render began")
         if outcome == Outcome.ORPHAN:
             found.reason += ", and is invalid traffic" if born & INVALID else ", and is a refresh"
         elif outcome == Outcome.DUPLICATE:
