@@ -1,7 +1,6 @@
 """What several verbs share: flags, settings, and how an error is told."""
 
 import asyncio
-import logging
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -9,15 +8,13 @@ from contextlib import contextmanager
 from datetime import UTC, tzinfo
 from io import BufferedWriter
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, Final, NoReturn, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import orjson
-import structlog
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-from structlog.typing import Processor
 
 from streams.core.campaigns import Campaigns
 from streams.kafka.connection import Connection, RefusedError
@@ -31,6 +28,9 @@ from streams.web.access import SiteError
 from streams.wire.campaigns import CampaignsError, load_campaigns
 
 T = TypeVar("T")
+
+TOLD: Final = (TopicsError, SiteError, JournalError, TableError, LeaseError, ProduceError)
+"""Errors that end a command with one clear line."""
 
 BrokerOption = Annotated[
     str | None,
@@ -86,7 +86,7 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
     """Run work on Kafka to its end; what is wrong with the topics or the broker is one clear line."""
     try:
         return asyncio.run(work)
-    except (TopicsError, SiteError, JournalError, TableError, LeaseError, ProduceError) as error:
+    except TOLD as error:
         fail(str(error))
 
 
@@ -130,36 +130,6 @@ def duration(text: str) -> int:
         return int(duration_ms(text))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-
-
-def configure_logging(level: str) -> None:
-    """Write logs to standard error: lines for people on a terminal, JSON elsewhere."""
-    shared: list[Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    people = sys.stderr.isatty()
-    renderer: Processor = structlog.dev.ConsoleRenderer() if people else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-    )
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
-                renderer,
-            ],
-        )
-    )
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("streams").setLevel(level.upper())
-    # Faust names its loggers after our subclasses, and tells of every service that starts: that is for debugging.
-    for library in ("streams.kafka", "faust", "mode", "aiokafka"):
-        logging.getLogger(library).setLevel(logging.INFO if level == "debug" else logging.WARNING)
 
 
 def write_json(value: Any) -> None:

@@ -14,14 +14,15 @@ import structlog
 import typer
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
 
+from streams.cli.logs import configure_logging
 from streams.cli.shared import (
+    TOLD,
     BrokerOption,
     HostOption,
     LevelOption,
     PortOption,
     PrefixOption,
     campaigns_from,
-    configure_logging,
     connection_from,
     finish,
     read_campaigns,
@@ -71,7 +72,7 @@ def command(
     settings = settings_from(
         broker=broker, topic_prefix=topic_prefix, http_host=http_host, http_port=http_port, log_level=log_level
     )
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, TOLD)
     gc.set_threshold(*_COLLECT_AFTER)
     sys.setswitchinterval(_SWITCH_S)
     try:

@@ -114,6 +114,7 @@ class Worker:
         self._app = _faust_app(settings, connection, partitions)
         self._consumer: Consumer = self._app.consumer
         self._consumer.before_revoke = self._drain_stages
+        self._consumer.accepts_loss = accept_loss
         self.qualify = Qualify(
             settings.rules,
             settings.topic_prefix,

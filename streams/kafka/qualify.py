@@ -193,7 +193,13 @@ class Qualify:
         places = {TP(self.prefix + topic, number): topic for number in self.owned for topic in TOPICS}
         for place, topic in places.items():
             fence = self.owned[place.partition].state.progress[topic].fence
-            begin, committed = extents[place]
+            begin, committed, end = extents[place]
+            if end < fence:
+                raise JournalError(
+                    f"{place.topic}/{place.partition} was counted up to offset {fence}, and ends at {end}: it was "
+                    "created anew, or cut off. What is on it now can only be counted apart: create topics under "
+                    "another STREAMS_TOPIC_PREFIX with `streams topics create`, and send the events there"
+                )
             lost = ""
             if begin > fence and place.partition not in self._new:
                 lost = f"what came before {begin} was deleted by the topic's retention"

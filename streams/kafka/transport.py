@@ -9,6 +9,8 @@ What is overridden here, and why (versions are pinned in pyproject.toml; tests h
   Offsets are committed up to what `done` was told, and nothing else.
 - `ConsumerThread.seek_to_committed` seeks partitions without a committed offset too: aiokafka leaves them where they
   are, and what had been fetched of them before was lost.
+- `ConsumerThread` notices when an offset is out of range, and `getmany` stops the worker then: aiokafka goes on with
+  the oldest record, and says nothing.
 - `Producer` asks for the lease before each request that writes, so `ConsumerThread` remembers its heartbeats.
 - `back_off` lets clients wait between tries to connect: aiokafka tries on and on.
 - `Producer` keeps records until they are delivered, however long the broker is away: aiokafka gives up in a minute.
@@ -32,6 +34,8 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
+from streams.kafka.topics import TopicsError
+
 FETCH_WAIT_MS = 50
 FETCH_BYTES = 256 << 10
 """How much the broker waits for, up to that long: a batch of few records costs three times as much for each of them."""
@@ -47,6 +51,8 @@ _FOREVER_S = 1e9
 _FIRST_BACK_OFF_S = 0.025
 _LONGEST_BACK_OFF_S = 2.0
 _MANY = 10
+
+UNBOUNDED = 1 << 62
 
 NOT_YET = float("-inf")
 """When a worker that was never a member of its group last heard of it."""
@@ -67,6 +73,15 @@ class Extent(NamedTuple):
     """Offset of the oldest record that is there still; that of the next one if there is none."""
     committed: int
     """Offset before which all was read; 0 if none is committed."""
+    end: int = UNBOUNDED
+    """Offset of the next record."""
+
+
+class Lost(NamedTuple):
+    """A topic partition, and an offset that was to be read from next, but is out of what Kafka has of it."""
+
+    place: TP
+    offset: int
 
 
 class Flow(Protocol):
@@ -136,6 +151,10 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
     heard_at = NOT_YET
     """When the newest heartbeat was sent that the group answered well."""
+    lost: Lost | None = None
+    """What could not be read on, if there was anything."""
+    _seeking = False
+    """Whether partitions are on their way to their beginning, as nothing is committed of them."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -152,10 +171,11 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         fetcher._prefetch_backoff = 0.0
         process = fetcher._proc_fetch_request
 
-        async def process_without_copies(assignment: Any, node: Any, request: Any) -> Any:
+        async def process_without_copies(assignment: Any, node: int, request: Any) -> Any:
             if fetcher._records:
                 request._max_wait_ms = BUSY_WAIT_MS
             result = await process(assignment, node, request)
+            self._note_lost(assignment, request)
             for fetched in fetcher._records.values():
                 if isinstance(fetched, FetchResult):
                     # Not held by itself: what is only found by a look for cycles lies in memory for minutes.
@@ -175,6 +195,16 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
         coordinator._do_heartbeat = beat_and_remember
 
+    def _note_lost(self, assignment: Any, request: Any) -> None:
+        """Take note of what was asked for out of range of what there is: it is about to be sought elsewhere."""
+        if not assignment.active or self._seeking:
+            return
+        for topic, partitions in request.topics:
+            for partition, offset, _ in partitions:
+                state = assignment.state_value(TP(topic, partition))
+                if state is not None and state.awaiting_reset:
+                    self.lost = Lost(TP(topic, partition), offset)
+
     async def seek_to_committed(self) -> Any:
         """Seek every partition to its committed offset, and where none is committed to its beginning.
 
@@ -186,8 +216,16 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = self._ensure_consumer()
         committed: dict[Any, int | None] = await consumer.seek_to_committed()
         unread = [tp for tp, offset in committed.items() if not offset]
+        if self.consumer.accepts_loss:
+            begins = await consumer.beginning_offsets(list(committed))
+            unread += [tp for tp, offset in committed.items() if 0 < (offset or 0) < begins[tp]]
         if unread:
-            await consumer.seek_to_beginning(*unread)
+            self._seeking = True
+            try:
+                await consumer.seek_to_beginning(*unread)
+            finally:
+                self._seeking = False
+        self.lost = None  # what was asked for before, aiokafka's own first fetch, is not read on from
         return committed
 
     async def is_member(self, generation: int) -> bool:
@@ -199,8 +237,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     async def extents(self, places: list[TP]) -> dict[TP, Extent]:
         """In the thread: return where topic partitions begin and what is committed of them."""
         consumer = self._ensure_consumer()
-        begins = await consumer.beginning_offsets(places)
-        return {place: Extent(begins[place], await consumer.committed(place) or 0) for place in places}
+        begins, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
+        return {place: Extent(begins[place], await consumer.committed(place) or 0, ends[place]) for place in places}
 
 
 def _all_records(fetched: FetchResult, max_records: int | None = None) -> list[Any]:
@@ -234,6 +272,9 @@ class Consumer(driver.Consumer):
 
     before_revoke: Callable[[], Awaitable[None]] | None = None
     """Called when partitions are about to go and nothing is being applied: the last chance to commit."""
+
+    accepts_loss = False
+    """Whether reading may begin behind what Kafka deleted before it was counted."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -274,8 +315,10 @@ class Consumer(driver.Consumer):
     # --- reading -----------------------------------------------------------------------------------------------------
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
-        """Yield one message a partition."""
+        """Yield one message a partition. Raises TopicsError where records are missing that were not read."""
         records, _ = await self._wait_next_records(timeout)
+        if self._thread.lost is not None:
+            raise TopicsError(_lost(self._thread.lost))
         # Read after the wait, which may span a whole rebalance: these records belong to the generation of now.
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
@@ -379,6 +422,14 @@ class Consumer(driver.Consumer):
         """Let Faust go on; to be assigned is as good as a heartbeat."""
         self._thread.heard_at = monotonic()
         await super().on_partitions_assigned(assigned, generation_id)
+
+
+def _lost(lost: Lost) -> str:
+    return (
+        f"{lost.place.topic}/{lost.place.partition} was read up to offset {lost.offset}, and Kafka has nothing there: "
+        "retention deleted what was not counted yet, or the topic was created anew. Nothing is skipped: start the "
+        "worker again, it says which of them it is and what can be done"
+    )
 
 
 class LeaseError(KafkaError):
