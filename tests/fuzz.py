@@ -67,10 +67,11 @@ def resident_kib() -> int:
 # --- inputs -----------------------------------------------------------------------------------------------------------
 
 NASTY: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**53, 10**30, 0.5, -0.0, 2.9e-05, "", "x", "0", "v", "s", "\x00", "\ud800",
-    "\U0001f600", "x" * 256, "x" * 257, "2.5", "1e30", "1e31", "-0", "NaN", "USD", "EUR", "usd", "signal", "viewable",
-    "undetermined", "cpm", "micros_cpm", "video", "audio", "desktop", "adserver", "192.0.2.1", "2001:db8::", "::ffff:192.0.2.1",
-    "1.2.3", "Googlebot", [], {}, [[[[[]]]]], {"type": "user"}, {"type": "time", "count": -1}, 3_600_000, 7_200_000, 10_001,
+    None, True, False, 0, -1, 1, 2**53, 10**30, 0.5, -0.0, 2.9e-05, 10_001, 3_600_000, 7_200_000,
+    "", "x", "0", "v", "s", "\x00", "\ud800", "\U0001f600", "x" * 256, "x" * 257,
+    "2.5", "1e30", "1e31", "-0", "NaN", "USD", "EUR", "usd", "cpm", "micros_cpm", "video", "audio", "desktop",
+    "signal", "viewable", "undetermined", "adserver", "192.0.2.1", "2001:db8::", "::ffff:192.0.2.1", "1.2.3",
+    "Googlebot", [], {}, [[[[[]]]]], {"type": "user"}, {"type": "time", "count": -1},
 )  # fmt: skip
 FIELDS = sorted({field for event in (Render, Viewability, Click) for field in event.__struct_fields__})
 SPLICES = (

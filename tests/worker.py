@@ -77,6 +77,11 @@ class WorkerProcess:
         except urllib.error.URLError as error:
             raise AssertionError("no answer, and the log ends with:\n" + "\n".join(self.log[-12:])) from error
 
+    def head(self, path: str) -> Any:
+        """The headers of an answer."""
+        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+            return answer.headers
+
     def metric(self, name: str, **labels: str) -> float | None:
         """The sum of all samples of a name that carry these labels; None if there is none."""
         samples = [s.value for s in self.samples() if s.name == name and labels.items() <= s.labels.items()]
