@@ -1,7 +1,7 @@
 """Any bytes through decode -> decide: `python -m tests.fuzz RUNS FOLDER` lets atheris (libFuzzer) look for what raises.
 
-What raises ends it with its traceback, and the input that does is written to a file `crash-...` where it runs. What memory
-it takes is libFuzzer's: tests/test_fuzz.py looks at that of the program without it.
+What raises ends it with its traceback, and the input that does is written to a file `crash-...` where it runs. The
+memory that it takes is libFuzzer's: tests/test_fuzz.py looks at that of the program without it.
 """
 
 import json
