@@ -1,5 +1,10 @@
 """The `streams` command: one file a verb, registered here."""
 
+import errno
+import os
+import sys
+from typing import Final
+
 import typer
 
 from streams.cli import (
@@ -44,6 +49,20 @@ app.add_typer(topics.app, name="topics")
 app.add_typer(dlq.app, name="dlq")
 
 
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line. Output that finds no room is one clear line, and exit code 1."""
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in (*_NO_ROOM, errno.EPIPE):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it ends
+        if error.errno != errno.EPIPE:  # who reads no more wants to hear no more
+            sys.stderr.write(f"streams: the output cannot be written: {error.strerror}\n")
+        sys.exit(1)
