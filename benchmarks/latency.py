@@ -12,21 +12,18 @@ import http.client
 import json
 import math
 import re
-import subprocess
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from benchmarks.load import Truth
 from benchmarks.pace import settles
-from benchmarks.processes import Worker, cpu_s, create_topics, peak_mib, started, worker
+from benchmarks.processes import Worker, cpu_s, create_topics, line_of, peak_mib, started, worker
 from benchmarks.report import column, exact_line, spread
 from benchmarks.scrape import SCRAPES, scrapes_of
-from benchmarks.sender import Sent, load_of, probe_campaign, probe_times
+from benchmarks.sender import Sent, probe_campaign, probe_times, truth_of
 from streams.kafka.broker import EmbeddedBroker
 
 RATE: Final = 60_000
@@ -163,13 +160,13 @@ def _phase(
     flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
     times = [list(probe_times(seconds, number, partitions)) for number in range(partitions)]
     with started("-m", "benchmarks.sender", *flags, broker=broker, prefix=prefix) as process:
-        start_s, start_ms = json.loads(_line(process))
+        start_s, start_ms = json.loads(line_of(process))
         cpu, broker_cpu = cpu_s(one.pid), cpu_s(broker.pid)
         probes = [len(some) for some in times]
         scrapes = _scrapes(one, probes, options.scrape_ms / 1000, start_s + 2 * seconds + _PATIENCE_S)
-        sent = Sent(**json.loads(_line(process)))
+        sent = Sent(**json.loads(line_of(process)))
         used, broker_used = cpu_s(one.pid) - cpu, cpu_s(broker.pid) - broker_cpu
-    truth = _truth(load_of(rate, seconds, start_ms).truth(), probes)
+    truth = truth_of(rate, seconds, start_ms, partitions)
     is_exact = settles([one], truth)
     latencies = _latencies(scrapes, start_s, times)
     million = truth.events / 1e6
@@ -194,18 +191,6 @@ def _phase(
         is_exact,
         slow,
     )
-
-
-def _line(process: "subprocess.Popen[str]") -> str:
-    line = process.stdout.readline() if process.stdout else ""
-    if not line.startswith(("[", "{")):
-        raise RuntimeError(f"the sender failed: {line}{process.stdout.read() if process.stdout else ''}")
-    return line
-
-
-def _truth(load: Truth, probes: Sequence[int]) -> Truth:
-    served = Counter({probe_campaign(partition): number for partition, number in enumerate(probes)})
-    return load.plus(Truth(sum(probes), 0, served, Counter(), Counter()))
 
 
 def _scrapes(one: Worker, probes: Sequence[int], every_s: float, deadline: float) -> list[Scrape]:

@@ -91,6 +91,14 @@ def url_of(process: "subprocess.Popen[str]") -> str:
     raise RuntimeError("the worker did not start")
 
 
+def line_of(process: "subprocess.Popen[str]") -> str:
+    """Return the next line of JSON that a sender says. Raises RuntimeError with what it says else."""
+    line = process.stdout.readline() if process.stdout else ""
+    if not line.startswith(("[", "{")):
+        raise RuntimeError(f"the sender failed: {line}{process.stdout.read() if process.stdout else ''}")
+    return line
+
+
 def cpu_s(pid: int) -> float:
     """Return how many CPU seconds a process has used."""
     with open(f"/proc/{pid}/stat") as stat:
@@ -106,6 +114,11 @@ def peak_mib(pid: int) -> int:
 def resident_mib(pid: int) -> float:
     """Return how much memory of a process is resident now."""
     return _status_kib(pid, "VmRSS") / 1024
+
+
+def descriptors(pid: int) -> int:
+    """Return how many files and sockets a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def _status_kib(pid: int, name: str) -> int:

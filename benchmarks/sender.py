@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from heapq import merge
 from itertools import count, takewhile
@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from confluent_kafka import Producer
 
-from benchmarks.load import EVENTS_A_RENDER, VIEW_AFTER_MS, Load, send
+from benchmarks.load import EVENTS_A_RENDER, VIEW_AFTER_MS, Load, Truth, send
 
 PROBES_A_SECOND: Final = 20
 BEHIND_S: Final = 0.1
@@ -62,6 +62,13 @@ def probe_times(seconds: int, partition: int, partitions: int) -> Iterator[float
     """Yield when the probes of a partition are sent, in seconds after the start; no two partitions' at once."""
     shift = partition / partitions
     return takewhile(lambda at_s: at_s < seconds, ((number + shift) / PROBES_A_SECOND for number in count()))
+
+
+def truth_of(rate: int, seconds: int, start_ms: int, partitions: int) -> Truth:
+    """Return what has to come out of a run: of its load and its probes."""
+    times = (probe_times(seconds, number, partitions) for number in range(partitions))
+    probes = Counter({probe_campaign(number): len([*some]) for number, some in enumerate(times)})
+    return load_of(rate, seconds, start_ms).truth().plus(Truth(probes.total(), 0, probes, Counter(), Counter()))
 
 
 def schedule(load: Load, seconds: int, partitions: int) -> Iterator[Due]:
