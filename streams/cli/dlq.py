@@ -9,8 +9,17 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 
-from streams.cli.report import safe
-from streams.cli.shared import BrokerOption, JsonOption, PrefixOption, fail, finish, settings_from, write_json
+from streams.cli.shared import (
+    BrokerOption,
+    JsonOption,
+    PrefixOption,
+    connection_from,
+    fail,
+    finish,
+    settings_from,
+    write_json,
+)
+from streams.cli.text import safe
 from streams.core.events import TOPICS
 from streams.kafka.letters import Box, Retrier, letters, sent_already
 from streams.kafka.reader import Reader
@@ -92,7 +101,7 @@ def _oldest_first(letter: Letter) -> tuple[int, Place]:
 
 async def _box(settings: Settings, chosen: Chosen) -> Box:
     box = Box()
-    async for one, _ in letters(settings.broker, settings.topic_prefix):
+    async for one, _ in letters(connection_from(settings), settings.topic_prefix):
         if isinstance(one, Mark) or chosen.has(one):
             box.put(one)
     return box
@@ -164,7 +173,7 @@ def show(
 
 async def _one(settings: Settings, chosen: Chosen) -> tuple[Box, bytes | None]:
     box, found = Box(), None
-    async for one, value in letters(settings.broker, settings.topic_prefix):
+    async for one, value in letters(connection_from(settings), settings.topic_prefix):
         if isinstance(one, Mark):
             box.put(one)
         elif chosen.has(one):
@@ -248,7 +257,7 @@ def retry(
 async def _retry(settings: Settings, chosen: Chosen, policy: Policy, dry_run: bool) -> list[Verdict]:
     box, verdicts = Box(), dict[Place, Verdict]()
     now_ms = time_ns() // 1_000_000
-    async for one, value in letters(settings.broker, settings.topic_prefix):
+    async for one, value in letters(connection_from(settings), settings.topic_prefix):
         if isinstance(one, Mark) or chosen.has(one):
             box.put(one)
         if isinstance(one, Letter) and chosen.has(one):
@@ -257,7 +266,7 @@ async def _retry(settings: Settings, chosen: Chosen, policy: Policy, dry_run: bo
     if missing := chosen.places - verdicts.keys():
         fail(f"no letter {', '.join(sorted(map(str, missing)))}: nothing was sent")
     unknown = {place: end for place, end in box.unknown.items() if place in box.letters}
-    found = await sent_already(settings.broker, settings.topic_prefix, unknown) if unknown else set()
+    found = await sent_already(connection_from(settings), settings.topic_prefix, unknown) if unknown else set()
     judged = [_judged(verdict, box.retried | found, policy) for verdict in verdicts.values()]
     if not dry_run:
         await _send(settings, {verdict.letter.place for verdict in judged if not verdict.objection}, found, policy)
@@ -275,12 +284,12 @@ def _judged(verdict: Verdict, retried: set[Place], policy: Policy) -> Verdict:
 
 
 async def _send(settings: Settings, places: set[Place], found: set[Place], policy: Policy) -> None:
-    async with Reader(settings.broker, settings.topic_prefix) as reader:
+    async with Reader(connection_from(settings), settings.topic_prefix) as reader:
         ends = reader.ends
-    async with Retrier(settings.broker, settings.topic_prefix) as retrier:
+    async with Retrier(connection_from(settings), settings.topic_prefix) as retrier:
         await retrier.mark(Mark(place, True, 0) for place in found)
         waiting: dict[Place, tuple[Letter, bytes | None]] = {}
-        async for one, value in letters(settings.broker, settings.topic_prefix):
+        async for one, value in letters(connection_from(settings), settings.topic_prefix):
             if isinstance(one, Letter) and one.place in places:
                 places.discard(one.place)
                 waiting[one.place] = one, value

@@ -10,16 +10,17 @@ import orjson
 import typer
 
 from streams.cli.explain import as_json_values
-from streams.cli.report import safe
 from streams.cli.shared import (
     BrokerOption,
     JsonOption,
     PrefixOption,
     campaigns_from,
+    connection_from,
     fail,
     finish,
     settings_from,
 )
+from streams.cli.text import safe
 from streams.core.campaigns import Campaigns
 from streams.core.events import TOPICS
 from streams.kafka.journal import JournalError, read_journal
@@ -84,7 +85,7 @@ async def _until_told(work: Any) -> None:
 
 
 async def _findings(settings: Settings, campaigns: Campaigns, from_beginning: bool) -> AsyncGenerator[Finding]:
-    async with Reader(settings.broker, settings.topic_prefix) as reader:
+    async with Reader(connection_from(settings), settings.topic_prefix) as reader:
         taps = [Tap(number, settings.rules, campaigns) for number in range(reader.partitions)]
         if not from_beginning:
             await _fold_journals(settings, taps)
@@ -102,7 +103,7 @@ async def _fold_journals(settings: Settings, taps: list[Tap]) -> None:
     """Bring each tap to where the journal of its partition ends. Raises JournalError."""
     journals: list[dict[Any, bytes]] = [{} for _ in taps]
     topic = changelog(settings.topic(settings.group), JOURNAL)
-    async with Reader(settings.broker, "", (topic,)) as reader:
+    async with Reader(connection_from(settings), "", (topic,)) as reader:
         async for _, number, records in reader.records(range(reader.partitions)):
             for record in records:
                 _, position = journal_position(record.key)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
+from streams.kafka.connection import Broker, Connection
 from streams.kafka.crash import reached
 from streams.kafka.produce import ProduceError
 from streams.kafka.reader import Reader
@@ -43,7 +44,7 @@ class Box:
             self.unknown.setdefault(one.place, one.end)
 
 
-async def letters(broker: str, prefix: str) -> AsyncIterator[tuple[Letter | Mark, bytes | None]]:
+async def letters(broker: Broker, prefix: str) -> AsyncIterator[tuple[Letter | Mark, bytes | None]]:
     """Yield all that lies on the dead letter topic, with the values of records. What is no letter is left out.
 
     Raises TopicsError.
@@ -57,7 +58,7 @@ async def letters(broker: str, prefix: str) -> AsyncIterator[tuple[Letter | Mark
                     continue  # whoever put it there, it is no record that was refused
 
 
-async def sent_already(broker: str, prefix: str, unknown: dict[Place, int]) -> set[Place]:
+async def sent_already(broker: Broker, prefix: str, unknown: dict[Place, int]) -> set[Place]:
     """Return which of these letters have a record that was sent again, behind the offset that each has here."""
     since: dict[tuple[str, int], int] = {}
     for place, end in unknown.items():
@@ -75,17 +76,17 @@ class Retrier:
     Raises ProduceError if Kafka does not take one: what was sent by then, the next run knows.
     """
 
-    def __init__(self, broker: str, prefix: str) -> None:
-        self._broker = broker
+    def __init__(self, broker: Broker, prefix: str) -> None:
+        self._connection = Connection.to(broker)
         self._prefix = prefix
         self._producer: Any = None
 
     async def __aenter__(self) -> "Retrier":
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=self._broker,
             enable_idempotence=True,
             max_request_size=_REQUEST_BYTES,
             request_timeout_ms=_GIVE_UP_MS,
+            **self._connection.arguments,
         )
         try:
             await self._producer.start()
@@ -99,8 +100,8 @@ class Retrier:
 
     def _refused(self, error: Exception) -> ProduceError:
         return ProduceError(
-            f"Kafka at {self._broker} did not take a record ({type(error).__name__}): run it again, what was sent by "
-            "now is known and not sent twice"
+            f"Kafka at {self._connection.address} did not take a record ({type(error).__name__}): run it again, what "
+            "was sent by now is known and not sent twice"
         )
 
     async def retry(
