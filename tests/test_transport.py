@@ -1,7 +1,9 @@
 """The batch transport: what it overrides of Faust, and that the private parts it uses are still there."""
 
 import asyncio
+import gc
 import inspect
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,8 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import MessageSizeTooLargeError
 from aiokafka.producer import message_accumulator, sender
 from aiokafka.protocol import fetch
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
 from faust.app.base import App as FaustApp
 from faust.tables.manager import TableManager
 from faust.transport import consumer as stock
@@ -26,7 +30,7 @@ from streams.core.events import RENDERS, TOPICS
 from streams.kafka.app import Worker
 from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.tables import Outbox, PartitionTable, Tables
-from streams.kafka.transport import BatchSchema, Consumer, Producer, RecordBatch, Transport
+from streams.kafka.transport import BatchSchema, Consumer, Producer, RecordBatch, Transport, hand_on_as_parsed
 from streams.settings import load
 from tests.conftest import create_topics
 from tests.worker import send
@@ -104,7 +108,36 @@ def test_the_fetcher_still_keeps_what_the_thread_reaches_into() -> None:
     assert "fetch_max_wait_ms=self._fetch_max_wait_ms" in inspect.getsource(AIOKafkaConsumer.start)
     assert "fetch_min_bytes=self._fetch_min_bytes" in inspect.getsource(AIOKafkaConsumer.start)
     assert "backoff=self._prefetch_backoff" in inspect.getsource(fetcher.Fetcher._proc_fetch_request)
+    assert "self._records_iterator = self._unpack_records()" in inspect.getsource(fetcher.PartitionRecords.__init__)
     assert "self._max_wait_ms" in inspect.getsource(fetch.FetchRequest.build)
+
+
+def fetch_of(values: list[bytes]) -> fetcher.FetchResult:
+    """Return a fetch of one batch of records, which is about to be handed on."""
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
+    for offset, value in enumerate(values):
+        builder.append(offset, 1_000, b"k", value, [])
+    place = TP("renders", 0)
+    records = MemoryRecords(bytes(builder.build()))
+    source = fetcher.PartitionRecords(place, records, [], 0, None, None, True, fetcher.READ_UNCOMMITTED)
+    state = SimpleNamespace(paused=False, position=0, consumed_to=lambda offset: None)
+    assignment = SimpleNamespace(active=True, state_value=lambda _: state)
+    return fetcher.FetchResult(place, assignment=assignment, partition_records=source, backoff=0)
+
+
+def test_what_was_fetched_is_gone_from_memory_as_soon_as_it_is_handed_on() -> None:
+    fetched = fetch_of([b"a", b"b"])
+    source = weakref.ref(fetched._partition_records)
+    whole = weakref.ref(fetched)
+    gc.disable()
+    try:
+        hand_on_as_parsed(fetched)
+        assert [record.value for record in fetched.getall()] == [b"a", b"b"]
+        assert source() is None
+        del fetched
+        assert whole() is None
+    finally:
+        gc.enable()
 
 
 async def test_the_state_that_is_read_still_exists_on_a_consumer_and_a_producer() -> None:

@@ -178,8 +178,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             self._note_lost(assignment, request)
             for fetched in fetcher._records.values():
                 if isinstance(fetched, FetchResult):
-                    # Not held by itself: what is only found by a look for cycles lies in memory for minutes.
-                    fetched.getall = partial(_all_records, proxy(fetched))
+                    hand_on_as_parsed(fetched)
             return result
 
         fetcher._proc_fetch_request = process_without_copies
@@ -239,6 +238,15 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = self._ensure_consumer()
         begins, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
         return {place: Extent(begins[place], await consumer.committed(place) or 0, ends[place]) for place in places}
+
+
+def hand_on_as_parsed(fetched: FetchResult) -> None:
+    """Let what was fetched of a partition be handed on as it was parsed."""
+    if fetched._partition_records is None:
+        return
+    # Nothing may hold itself: the buffers of all that was ever fetched would lie in memory until cycles are looked for.
+    fetched._partition_records._records_iterator = None
+    fetched.getall = partial(_all_records, proxy(fetched))
 
 
 def _all_records(fetched: FetchResult, max_records: int | None = None) -> list[Any]:
