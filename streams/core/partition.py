@@ -92,7 +92,8 @@ NOBODYS: Final[Ledgers] = ()
 
 _KNOWN_ADS: Final = 65_536
 """Ads that are known by their fields: a new one costs three times as much."""
-_ts_of, _price_of, _unit_of = map(attrgetter, ("ts", "price", "price_unit"))
+_ts_of, _price_of, _unit_of, _viewer_of = map(attrgetter, ("ts", "price", "price_unit", "viewer_id"))
+_born_of = attrgetter("born")
 
 # What each kind of view says, as bits of a row (MRC: a verdict on viewability implies that it could be measured).
 _SAYS: Final[Mapping[str, int]] = {
@@ -238,6 +239,15 @@ class _Ad:
         """Where it is counted at its own price,"""
         self.free: Ledgers | None = None
         """and without any; None until that was looked up."""
+
+
+def _places(renders: Sequence[Render], ads: Sequence[_Ad]) -> list[int]:
+    """Return the key of the place of each render; NOWHERE without viewer or slot."""
+    digest, viewers = xxhash.xxh3_64_intdigest, map(_viewer_of, renders)
+    return [
+        digest(viewer.encode(), ad.place) or 1 if viewer and ad.place else NOWHERE
+        for viewer, ad in zip(viewers, ads, strict=True)
+    ]
 
 
 class _Judged(NamedTuple):
@@ -448,44 +458,62 @@ class Partition:
         self, renders: Sequence[Render], times: list[int], behinds: list[int], progress: Progress
     ) -> _Judged:
         """Decide rules 5, 6 and 8, and what each render costs."""
-        rules, anchors, digest = self.rules, self.anchors.by_place, xxhash.xxh3_64_intdigest
-        is_asked, slack = bool(rules.refresh_interval_ms), rules.refresh_slack_ms
-        judged = _Judged(bytearray(), array("Q"), [], [])
-        invalid = refreshes = 0
-        prices = map(impression_nano, map(bytes, map(_price_of, renders)), map(_unit_of, renders))
-        ads = map(self._ads.get, map(self._fields_of_ad, renders))
-        for render, ts, behind, own, known_ad in zip(renders, times, behinds, prices, ads, strict=True):
-            ad, cost, place = known_ad or self._new_ad(render), own, NOWHERE
-            born, ledgers = ad.born, ad.free if cost is None else ad.priced
-            if (render.invalid or render.user_agent or render.ip) and self._is_invalid(render):
-                born = INVALID
-                invalid += 1
-            else:
-                if ad.place and render.viewer_id:
-                    place = digest(render.viewer_id.encode(), ad.place) or 1
-                known = anchors.get(place, ())
-                if is_asked and (render.refresh is None or not self._is_free(render)):
-                    if not place or behind > slack:
-                        self.unchecked += 1
-                    elif known and self.anchors.is_near(known, ts):
-                        born, cost, ledgers, place = 0, 0, NOBODYS, NOWHERE
-                        refreshes += 1
+        known = map(self._ads.get, map(self._fields_of_ad, renders))
+        ads = [ad or self._new_ad(render) for ad, render in zip(known, renders, strict=True)]
+        born, places = bytearray(map(_born_of, ads)), _places(renders, ads)
+        invalid = [at for at, one in enumerate(renders) if one.invalid or one.user_agent or one.ip]
+        invalid = [at for at in invalid if self._is_invalid(renders[at])]
+        for at in invalid:
+            born[at], places[at] = INVALID, NOWHERE
+        declared = [at for at, render in enumerate(renders) if render.refresh is not None]
+        free = [at for at in declared if self._is_free(renders[at])]
+        refreshes = self._refreshes(places, times, behinds, {*invalid, *free})
+        for at in refreshes:
+            born[at], places[at] = 0, NOWHERE
+        for at in declared:
+            born[at] |= DECLARED if born[at] & COUNTED else 0
+        np.frombuffer(born, np.uint8)[np.array(places, np.uint64) != NOWHERE] |= ANCHOR
+        costs, ledgers = self._costs(renders, ads, born, refreshes)
+        progress.outcomes[_INVALID_TRAFFIC] += len(invalid)
+        progress.outcomes[_REFRESH] += len(refreshes)
+        progress.outcomes[_COUNTED] += len(born) - len(invalid) - len(refreshes)
+        return _Judged(born, array("Q", places), costs, ledgers)
+
+    def _refreshes(self, places: list[int], times: list[int], behinds: list[int], exempt: set[int]) -> list[int]:
+        """Decide rule 6: return the positions of refreshes. All others that have a place are noted there.
+
+        It is not asked of the exempt ones, nor of those that cannot be checked.
+        """
+        anchors, is_near, slack = self.anchors.by_place, self.anchors.is_near, self.rules.refresh_slack_ms
+        if self.rules.refresh_interval_ms and (NOWHERE in places or max(behinds, default=0) > slack):
+            checks = zip(places, behinds, strict=True)
+            hidden = {at for at, (place, behind) in enumerate(checks) if not place or behind > slack} - exempt
+            self.unchecked += len(hidden)
+            exempt |= hidden
+        refreshes = []
+        # What is known of a place is asked for when its turn has come, after those before it were noted.
+        for at, place, ts, known in zip(range(len(places)), places, times, map(anchors.get, places), strict=True):
+            if known is None:
                 if place:
-                    born |= ANCHOR
-                    anchors[place] = (*known, ts)
-                if born and render.refresh is not None:
-                    born |= DECLARED
-            if ledgers is None:
-                cost, agreed, ledgers = self._priced(render, cost, born, ad)
-                born |= agreed
-            judged.born.append(born)
-            judged.places.append(place)
-            judged.costs.append(cost or 0)
-            judged.ledgers.append(ledgers)
-        progress.outcomes[_INVALID_TRAFFIC] += invalid
-        progress.outcomes[_REFRESH] += refreshes
-        progress.outcomes[_COUNTED] += len(judged.born) - invalid - refreshes
-        return judged
+                    anchors[place] = (ts,)
+            elif at not in exempt and is_near(known, ts):
+                refreshes.append(at)
+            else:
+                anchors[place] = (*known, ts)
+        return refreshes
+
+    def _costs(
+        self, renders: Sequence[Render], ads: Sequence[_Ad], born: bytearray, refreshes: Sequence[int]
+    ) -> tuple[list[int], list[Ledgers]]:
+        """Return what each render costs in nano-units, and its ledgers; what was agreed for it is added to `born`."""
+        own = [*map(impression_nano, map(bytes, map(_price_of, renders)), map(_unit_of, renders))]
+        ledgers: list[Any] = [ad.free if cost is None else ad.priced for ad, cost in zip(ads, own, strict=True)]
+        for at in refreshes:
+            own[at], ledgers[at] = 0, NOBODYS
+        for at in [at for at, one in enumerate(ledgers) if one is None]:
+            own[at], agreed, ledgers[at] = self._priced(renders[at], own[at], born[at], ads[at])
+            born[at] |= agreed
+        return [cost or 0 for cost in own], ledgers
 
     def _new_ad(self, render: Render) -> _Ad:
         """Look an ad up. Keyed by impression, nobody sees all renders of one place."""

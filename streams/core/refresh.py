@@ -5,6 +5,7 @@ that were refreshes themselves. So renders at 0, 20, 40 and 60 s count at 0 and 
 """
 
 from array import array
+from itertools import repeat
 from typing import Final
 
 import numpy as np
@@ -78,12 +79,13 @@ class Anchors:
         """Forget anchors that no render which is still asked can be near to."""
         self.since = self.needed_since(stream_time_ms)
         for pane in [pane for pane in self._panes if pane < self.since]:
-            for place in self._panes.pop(pane):
-                self._thin_out(place)
+            places = self._panes.pop(pane)
+            for place, anchors in zip(places, map(self.by_place.pop, places, repeat(())), strict=True):
+                # Nearly all have one anchor, of this pane.
+                if len(anchors) > 1 or (anchors and anchors[0] >= self.since):
+                    self._keep(place, anchors)
 
-    def _thin_out(self, place: int) -> None:
-        kept = tuple(anchor for anchor in self.by_place.get(place, ()) if anchor >= self.since)
+    def _keep(self, place: int, anchors: tuple[int, ...]) -> None:
+        kept = tuple(anchor for anchor in anchors if anchor >= self.since)
         if kept:
             self.by_place[place] = kept
-        else:
-            self.by_place.pop(place, None)
