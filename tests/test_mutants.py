@@ -190,8 +190,8 @@ MUTANTS = [
     Mutant(
         "a refresh is compared with the last one seen, counted or not",
         "core/partition.py",
-        "born, cost, ledgers, place = 0, 0, NOBODYS, NOWHERE\n",
-        "born, cost, ledgers = 0, 0, NOBODYS\n",
+        "refreshes.append(at)\n",
+        "refreshes.append(at)\n                anchors[place] = (*known, ts)\n",
         "refresh",
     ),
     Mutant(
