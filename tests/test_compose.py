@@ -1,5 +1,6 @@
 """What starts it all in containers, without an engine: every name in it is one of the program or of a service."""
 
+import asyncio
 import json
 import os
 import re
@@ -71,6 +72,10 @@ def addresses() -> set[str]:
 
 
 def routes() -> set[str]:
+    return asyncio.run(_routes())
+
+
+async def _routes() -> set[str]:
     registry = CollectorRegistry()
     collector = Collector(lambda: None, (), "", max_remembered=1)  # type: ignore[arg-type, return-value]
     site = Site(Settings(), collector, registry, lambda: None, list)  # type: ignore[arg-type, return-value]
