@@ -16,4 +16,5 @@ def test_memory_and_descriptors_are_flat_and_counts_exact_under_steady_load() ->
     assert soak["undelivered"] == 0
     assert soak["new_descriptors"] <= 0
     assert soak["growth_mib"] < 16
-    assert soak["samples"][-1]["impressions"] < 0.8 * RATE / 2 * soak["seconds"], "much was forgotten"
+    came = RATE / 2 * soak["seconds"]
+    assert soak["samples"][-1]["impressions"] < 0.9 * came, "what lies more than some 70 s back is forgotten"
