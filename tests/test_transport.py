@@ -30,7 +30,15 @@ from streams.core.events import RENDERS, TOPICS
 from streams.kafka.app import Worker
 from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.tables import Outbox, PartitionTable, Tables
-from streams.kafka.transport import BatchSchema, Consumer, Producer, RecordBatch, Transport, hand_on_as_parsed
+from streams.kafka.transport import (
+    UNBOUNDED,
+    BatchSchema,
+    Consumer,
+    Producer,
+    RecordBatch,
+    Transport,
+    hand_on_as_parsed,
+)
 from streams.settings import load
 from tests.conftest import create_topics
 from tests.worker import send
@@ -131,7 +139,7 @@ def test_what_was_fetched_is_gone_from_memory_as_soon_as_it_is_handed_on() -> No
     whole = weakref.ref(fetched)
     gc.disable()
     try:
-        hand_on_as_parsed(fetched)
+        hand_on_as_parsed(fetched, UNBOUNDED)
         assert [record.value for record in fetched.getall()] == [b"a", b"b"]
         assert source() is None
         del fetched

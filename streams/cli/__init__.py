@@ -16,6 +16,7 @@ from streams.cli import (
     explain,
     generate,
     ingest,
+    replay,
     report,
     schema,
     tap,
@@ -45,6 +46,7 @@ app.command("check", epilog=check.EPILOG)(check.command)
 app.command("config", epilog=config.EPILOG)(config.command)
 app.command("tap", epilog=tap.EPILOG)(tap.command)
 app.command("schema", epilog=schema.EPILOG)(schema.command)
+app.add_typer(replay.app, name="replay")
 app.add_typer(topics.app, name="topics")
 app.add_typer(dlq.app, name="dlq")
 

@@ -205,7 +205,7 @@ def _day(series: Series, start: int, cell: Cell, zone: tzinfo) -> Row:
 def _print(report: Row) -> None:
     for part, (title, *names) in _PARTS.items():
         if part in report:
-            typer.echo("\n".join([title, *_table(["campaign_id", "currency", *names], report[part]), ""]))
+            typer.echo("\n".join([title, *table(["campaign_id", "currency", *names], report[part]), ""]))
     for topic, outcome_counts in report["events"].items():
         counts = outcome_counts | {"pending": report["pending"][topic]}
         typer.echo(f"{topic}: {sum(counts.values()):,} lines = {listed(counts)}")
@@ -213,7 +213,8 @@ def _print(report: Row) -> None:
         typer.echo(f"malformed: {listed(report['malformed'])}")
 
 
-def _table(names: list[str], rows: list[Row]) -> Iterator[str]:
+def table(names: list[str], rows: list[Row]) -> Iterator[str]:
+    """Yield the lines of a table of figures; each row is named by some of its values."""
     told = [name for name in _FIGURES if any(name in row for row in rows)]
     lines = [[*(_NAMES[name] for name in names), *(_FIGURES[name] for name in told)]]
     lines += [[shown(name, row.get(name)) for name in (*names, *told)] for row in rows]

@@ -111,6 +111,8 @@ def whole_file(path: Path) -> Iterator[BufferedWriter]:
     try:
         with beside.open("wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

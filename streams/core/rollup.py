@@ -189,7 +189,7 @@ class Account:
         return total
 
 
-def _figures(series: Series, cell: Cell) -> dict[str, Any]:
+def figures_of(series: Series, cell: Cell) -> dict[str, Any]:
     """Return what a record on `campaign-windows` says of a cell, by the names of its fields."""
     priced = series.currency != NO_CURRENCY
     return {
@@ -206,6 +206,12 @@ def _figures(series: Series, cell: Cell) -> dict[str, Any]:
         "measured_rate": rates.measured_rate(cell),
         "revision": cell.revision,
     }
+
+
+def window_of(series: Series, minute: int, cell: Cell, final_before: int) -> Window:
+    """Return a tumbling window as it is published; final if it ends no later than `final_before`, in ms."""
+    end = minute + TUMBLING_MS
+    return Window(start=minute, end=end, final=end <= final_before, **figures_of(series, cell))
 
 
 class Rollup:
@@ -313,8 +319,7 @@ class Rollup:
         ]
 
     def _window(self, account: Account, minute: int, final: int) -> Window:
-        end = minute + TUMBLING_MS
-        return Window(start=minute, end=end, final=end <= final, **_figures(account.series, account.sum_of(minute)))
+        return window_of(account.series, minute, account.sum_of(minute), final)
 
     # --- campaigns that have ended ---------------------------------------------------------------------------------
 
@@ -331,7 +336,7 @@ class Rollup:
         if not self.campaigns.is_billed(series):
             return None
         lifetime = self.accounts[series].lifetime
-        return Farewell(until=lifetime.bound, **_figures(series, lifetime.cell))
+        return Farewell(until=lifetime.bound, **figures_of(series, lifetime.cell))
 
     def forget(self, ended: Iterable[Series]) -> None:
         """Forget series that have ended, when their last word is confirmed; those that live again are kept."""

@@ -15,6 +15,9 @@ MINUTE: Final = 60 * SECOND
 HOUR: Final = 60 * MINUTE
 DAY: Final = 24 * HOUR
 
+LIFT_BEHIND_MS: Final = 30 * SECOND
+"""How far behind the newest stream time a silent topic is lifted: room for senders that are a little behind."""
+
 Network = IPv4Network | IPv6Network
 Key = Literal["viewer", "impression"]
 

@@ -74,16 +74,21 @@ def _appended_ms(record: Any) -> int | None:
 class Backlog:
     """What was fetched of one partition and is not applied yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, due: Callable[[Chunk], int] = attrgetter("ts")) -> None:
+        self._due = due
         self._chunks: dict[str, deque[tuple[int, Chunk]]] = {topic: deque() for topic in TOPICS}
 
     def put(self, chunk: Chunk) -> None:
         """Add a chunk behind those of its topic."""
-        self._chunks[chunk.topic].append((chunk.ts, chunk))
+        self._chunks[chunk.topic].append((self._due(chunk), chunk))
 
     def is_full(self, topic: str) -> bool:
         """Say whether no more of a topic should be fetched."""
         return len(self._chunks[topic]) >= FULL
+
+    def is_empty(self) -> bool:
+        """Say whether no chunk lies here."""
+        return not any(self._chunks.values())
 
     def next(self, stream_times: Mapping[str, int], may_have_more: Callable[[str], bool]) -> Chunk | None:
         """Take the oldest chunk out; None if there is none, or if another topic may still give older events."""

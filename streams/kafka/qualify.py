@@ -20,7 +20,7 @@ from streams.core.journal import Claim, Position, next_epoch
 from streams.core.panes import Touched
 from streams.core.partition import NEVER, Partition
 from streams.core.rollup import Head, Partial
-from streams.core.rules import PlainRules, Rules
+from streams.core.rules import LIFT_BEHIND_MS, PlainRules, Rules
 from streams.kafka.backlog import Backlog, Chunk, chunks
 from streams.kafka.crash import reached
 from streams.kafka.journal import JournalError, read_journal
@@ -40,10 +40,6 @@ from streams.wire.records import (
 
 PATIENCE_S: Final = 2.0
 """How long a topic waits for older events of another one that has records left but gives none."""
-
-LIFT_BEHIND_MS: Final = 30_000
-"""How far behind the newest stream time a silent topic is lifted: room for senders that are a little behind."""
-
 
 NO_LIMIT: Final = 1 << 62
 

@@ -142,6 +142,31 @@ def back_off(client: Any) -> None:
     client._get_conn = connect_patiently
 
 
+def fetch_ahead(
+    consumer: Any, at_once: int, note: Callable[[Any, Any], None] = lambda assignment, request: None
+) -> None:
+    """Let a consumer fetch ahead of what is applied, and hand on records as they were parsed.
+
+    Each look at it gives up to so many records of a partition, or a batch more. `note` hears of each answer.
+    """
+    fetcher = consumer._fetcher
+    # A partition that has records left would keep all others from being fetched for so long.
+    fetcher._prefetch_backoff = 0.0
+    process = fetcher._proc_fetch_request
+
+    async def process_without_copies(assignment: Any, node: int, request: Any) -> Any:
+        if fetcher._records:
+            request._max_wait_ms = BUSY_WAIT_MS
+        result = await process(assignment, node, request)
+        note(assignment, request)
+        for fetched in fetcher._records.values():
+            if isinstance(fetched, FetchResult):
+                hand_on_as_parsed(fetched, at_once)
+        return result
+
+    fetcher._proc_fetch_request = process_without_copies
+
+
 class ConsumerThread(driver.AIOKafkaConsumerThread):
     """Faust's thread that fetches: ahead of what is applied, and records are handed on as they were parsed.
 
@@ -166,22 +191,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """Start the consumer, and let its fetcher hand out records as they were parsed."""
         await super().on_start()
         back_off(self._consumer._client)
-        fetcher = self._consumer._fetcher
-        # A paused partition that has records left would keep all others from being fetched for so long.
-        fetcher._prefetch_backoff = 0.0
-        process = fetcher._proc_fetch_request
-
-        async def process_without_copies(assignment: Any, node: int, request: Any) -> Any:
-            if fetcher._records:
-                request._max_wait_ms = BUSY_WAIT_MS
-            result = await process(assignment, node, request)
-            self._note_lost(assignment, request)
-            for fetched in fetcher._records.values():
-                if isinstance(fetched, FetchResult):
-                    hand_on_as_parsed(fetched)
-            return result
-
-        fetcher._proc_fetch_request = process_without_copies
+        fetch_ahead(self._consumer, UNBOUNDED, self._note_lost)
         coordinator = self._consumer._coordinator
         beat = coordinator._do_heartbeat
 
@@ -240,16 +250,16 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         return {place: Extent(begins[place], await consumer.committed(place) or 0, ends[place]) for place in places}
 
 
-def hand_on_as_parsed(fetched: FetchResult) -> None:
-    """Let what was fetched of a partition be handed on as it was parsed."""
+def hand_on_as_parsed(fetched: FetchResult, at_once: int) -> None:
+    """Let what was fetched of a partition be handed on as it was parsed, up to so many records at a time."""
     if fetched._partition_records is None:
         return
     # Nothing may hold itself: the buffers of all that was ever fetched would lie in memory until cycles are looked for.
     fetched._partition_records._records_iterator = None
-    fetched.getall = partial(_all_records, proxy(fetched))
+    fetched.getall = partial(_all_records, proxy(fetched), at_once)
 
 
-def _all_records(fetched: FetchResult, max_records: int | None = None) -> list[Any]:
+def _all_records(fetched: FetchResult, at_once: int, max_records: int | None = None) -> list[Any]:
     """Return what was fetched of a partition, whole batches of it, as the records were parsed.
 
     A fourth of all work would be to hand them on one by one, and to make a ConsumerRecord with topic and sizes of each.
@@ -259,7 +269,7 @@ def _all_records(fetched: FetchResult, max_records: int | None = None) -> list[A
     if not fetched.check_assignment(place) or not fetched.has_more():
         return []
     source, found = fetched._partition_records, list[Any]()
-    while source._records.has_next() and (max_records is None or len(found) < max_records):
+    while source._records.has_next() and len(found) < min(at_once, max_records or at_once):
         batch = source._records.next_batch()
         if not batch.validate_crc():
             raise CorruptRecordException(f"Invalid CRC - {place}")
