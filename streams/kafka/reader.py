@@ -25,7 +25,9 @@ _AT_ONCE: Final = 4_000
 """Records of a topic partition that one look at the consumer gives, or a batch more."""
 _AT_ONCE_OF_ALL: Final = 48_000
 _AT_LEAST: Final = 500
-_FETCH_BYTES: Final = 256 << 10
+_FETCH_BYTES: Final = 1 << 20
+_FETCH_BYTES_OF_ALL: Final = 64 << 20
+"""Bytes that may lie here unread, of a topic partition and of all; a batch is fetched whole."""
 _SILENCE_S: Final = 30.0
 """How long the broker may give nothing, though there are records left."""
 _AHEAD_MS: Final = 10 * MINUTE
@@ -68,13 +70,13 @@ class Reader:
             enable_auto_commit=False,
             auto_offset_reset="none",
             fetch_max_wait_ms=_WAIT_MS,
-            max_partition_fetch_bytes=_FETCH_BYTES,
+            max_partition_fetch_bytes=min(_FETCH_BYTES, _FETCH_BYTES_OF_ALL // (self.partitions * len(self._topics))),
             **self._connection.arguments,
         )
         try:
             await self._consumer.start()
             self._ends = await self._consumer.end_offsets(self._places(range(self.partitions)))
-            fetch_ahead(self._consumer, min(_AT_ONCE, max(_AT_LEAST, _AT_ONCE_OF_ALL // max(1, len(self._ends)))))
+            fetch_ahead(self._consumer, min(_AT_ONCE, max(_AT_LEAST, _AT_ONCE_OF_ALL // len(self._ends))))
         except (KafkaError, OSError) as error:
             await self._consumer.stop()
             raise self._gone(type(error).__name__) from None
