@@ -191,8 +191,7 @@ def command(
     step_ms, rule_paths = _step(step), replay_alerts.rule_files(rules or []) if alerts else []
     with _one_line_errors(job.run), Store(_file_of(job.run)) as store:
         _bind(store, job, parameters, restart)
-        if store.get("summary") is None:
-            _count(job, store)
+        _count(job, store)
         document = Document(store, agreed)
         for path in reports or []:
             with written(path) as file:
@@ -289,15 +288,15 @@ def _bind(store: Store, job: Job, parameters: dict[str, Any], restart: bool) -> 
         fail(f"run {job.run} was begun with other parameters: take another --run, or --restart", 2)
     if begun is None or restart:
         store.restart(("published",))
-        store.keep("begun", whole)
         store.keep("parameters", parameters)
+        store.keep("begun", whole)
 
 
 def _count(job: Job, store: Store) -> None:
     console = Console(stderr=True)
-    if job.files:
+    if job.files and store.get("summary") is None:
         count_files(job, store, console)
-    else:
+    elif not job.files:
         finish(count_topics(job, store, console))
 
 

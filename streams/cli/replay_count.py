@@ -1,7 +1,7 @@
 """What `streams replay` does between its options and its report: plan, read, count, keep, go on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from streams.cli.shared import connection_from
 from streams.core.campaigns import Campaigns
 from streams.core.events import RENDERS, TOPICS
+from streams.core.panes import TUMBLING_MS
 from streams.core.partition import NEVER
 from streams.kafka.publish import WindowsTopic
 from streams.kafka.reader import Extent, Reader
-from streams.kafka.topics import TopicsError
+from streams.kafka.topics import WINDOWS, TopicsError
 from streams.replay.counting import Count
 from streams.replay.document import windows
 from streams.replay.edge import Edge, TooShallow
@@ -28,12 +29,15 @@ from streams.replay.store import Store
 from streams.settings import Settings
 
 CHECKPOINT_S: Final = 2.0
+ALL: Final = (1 << 62) - (1 << 62) % TUMBLING_MS
 _PAUSE_S: Final = 0.2
 _SAMPLE: Final = 40_000
 """Events that a dry run counts in order to say how long all of them would take."""
 
 Place = tuple[str, int]
 Tell = Callable[[int], None]
+Publish = Callable[[int], Awaitable[None]]
+"""Publishes the windows up to a time in ms that are not published yet."""
 
 
 class Job(NamedTuple):
@@ -123,6 +127,16 @@ def _refuse_missing(extents: dict[Place, Extent], since: int) -> None:
         )
 
 
+def _refuse_deleted(extents: dict[Place, Extent], starts: dict[Place, int]) -> None:
+    """Refuse to go on where records are gone that were to be read next. Raises TopicsError."""
+    for (topic, number), start in starts.items():
+        if extents[topic, number].begin > start:
+            raise TopicsError(
+                f"{topic}/{number}: what lay between offsets {start} and {extents[topic, number].begin} was deleted"
+                " (retention) before the run could go on; --restart begins anew with what there is"
+            )
+
+
 def moment(ts_ms: int) -> str:
     """Return a time as people read it."""
     return f"{datetime.fromtimestamp(max(0, ts_ms) / 1000, UTC):%Y-%m-%d %H:%M:%S}"
@@ -134,21 +148,32 @@ def moment(ts_ms: int) -> str:
 async def count_topics(job: Job, store: Store, console: Console) -> None:
     """Count the topics into a store, or what of them is not counted yet. Raises TopicsError, StoreError."""
     settings = job.settings
+    is_counted, is_published = store.get("summary") is not None, store.get("published") == ALL
+    if is_counted and (is_published or not job.publish):
+        return
     group = f"{settings.topic(settings.group)}-replay-{job.run}"
-    async with Reader(connection_from(settings), settings.topic_prefix, job.scope.topics, group) as reader:
-        plan = await _kept_plan(job, store, reader)
-        while True:
-            try:
-                async with _publishing(job, store) as publish:
-                    await _count_planned(job, store, reader, plan, console, publish)
-                    return
-            except TooShallow:
-                # A chain of renders leads to what was not read: further back, then, up to the oldest record.
-                store.restart(("begun", "parameters", "published"))
-                before = moment(job.needed - plan.reach_ms)
-                console.print(f"what lies before {before} decides as well: reading further back")
-                plan = await plan_of(job, reader, 2 * plan.reach_ms)
-                store.keep("plan", plan.plain())
+    async with (
+        Reader(connection_from(settings), settings.topic_prefix, job.scope.topics, group) as reader,
+        _publishing(job, store) as publish,
+    ):
+        if not is_counted:
+            await _count_deep_enough(job, store, reader, console, publish)
+        await publish(ALL)
+
+
+async def _count_deep_enough(job: Job, store: Store, reader: Reader, console: Console, publish: Publish) -> None:
+    plan = await _kept_plan(job, store, reader)
+    while True:
+        try:
+            await _count_planned(job, store, reader, plan, console, publish)
+            return
+        except TooShallow:
+            # A chain of renders leads to what was not read: further back, then, up to the oldest record.
+            store.restart(("begun", "parameters", "published"))
+            before = moment(job.needed - plan.reach_ms)
+            console.print(f"what lies before {before} decides as well: reading further back")
+            plan = await plan_of(job, reader, 2 * plan.reach_ms)
+            store.keep("plan", plan.plain())
 
 
 async def _kept_plan(job: Job, store: Store, reader: Reader) -> Plan:
@@ -163,10 +188,12 @@ async def _kept_plan(job: Job, store: Store, reader: Reader) -> Plan:
 
 
 async def _count_planned(
-    job: Job, store: Store, reader: Reader, plan: Plan, console: Console, publish: Callable[[int], Any]
+    job: Job, store: Store, reader: Reader, plan: Plan, console: Console, publish: Publish
 ) -> None:
     count = _count_of(job, store, reader.partitions, plan)
     starts = {place: max(start, count.fence(*place)) for place, start in plan.starts.items()}
+    if count.has_begun:
+        _refuse_deleted(await reader.extents(0), starts)
     done = sum(starts[place] - plan.starts[place] for place in starts)
     pace, due = _Pace(job), monotonic() + CHECKPOINT_S
     with progress(console, plan.records, done) as tell:
@@ -182,7 +209,6 @@ async def _count_planned(
                 await asyncio.sleep(min(wait_s, _PAUSE_S))
     count.finish(job.settings.idle)
     await reader.tell({place: count.fence(*place) for place in starts})
-    await publish(1 << 62)
 
 
 def _count_of(job: Job, store: Store, partitions: int, plan: Plan) -> Count:
@@ -192,8 +218,8 @@ def _count_of(job: Job, store: Store, partitions: int, plan: Plan) -> Count:
 
 
 @asynccontextmanager
-async def _publishing(job: Job, store: Store) -> AsyncIterator[Callable[[int], Any]]:
-    """Yield what publishes the windows up to a finality that are not published yet; nothing unless that is wanted."""
+async def _publishing(job: Job, store: Store) -> AsyncIterator[Publish]:
+    """Yield what publishes windows, to a topic of the run's own; nothing unless that is wanted."""
 
     async def nothing(_: int) -> None:
         return
@@ -202,14 +228,16 @@ async def _publishing(job: Job, store: Store) -> AsyncIterator[Callable[[int], A
         yield nothing
         return
     settings = job.settings
-    is_ours = store.get("published") is not None
-    async with WindowsTopic(connection_from(settings), settings.topic_prefix, job.run, is_ours) as topic:
-        if not is_ours:
+    name = f"{WINDOWS}-{job.run}"
+    async with WindowsTopic(connection_from(settings), settings.topic_prefix, name) as topic:
+        if store.get("published") is None:
+            await topic.refuse_existing()
             store.keep("published", 0)
+        await topic.create()
 
         async def publish(until: int) -> None:
             since, summary = store.get("published"), store.get("summary")
-            until -= until % 60_000
+            until -= until % TUMBLING_MS
             if until > since:
                 final_before = summary["final_before"] if summary else until
                 await topic.send(windows(store, job.campaigns, final_before, since, until))

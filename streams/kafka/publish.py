@@ -14,24 +14,29 @@ from streams.wire.records import encode_window, window_key
 
 
 class WindowsTopic:
-    """The topic of one run. Use as an async context manager; raises TopicsError."""
+    """The topic of one run, `name` behind the prefix. Use as an async context manager; raises TopicsError."""
 
-    def __init__(self, broker: Broker, prefix: str, run: str, is_ours: bool) -> None:
-        self.name = f"{prefix}{WINDOWS}-{run}"
+    def __init__(self, broker: Broker, prefix: str, name: str) -> None:
+        self.name = prefix + name
         self._live = prefix + WINDOWS
         self._connection = Connection.to(broker)
-        self._is_ours = is_ours
-        """Whether this run has begun to write there: then the topic may exist."""
         self._partitions = 0
         self._producer: Any = None
 
-    async def __aenter__(self) -> "WindowsTopic":
+    async def refuse_existing(self) -> None:
+        """Refuse a topic that is there already: of another run."""
+        async with TopicAdmin(self._connection) as admin:
+            if self.name in await admin.partition_counts([self.name]):
+                raise TopicsError(f"{self.name} exists: another run wrote it. Take another --run, or delete the topic")
+
+    async def create(self) -> None:
+        """Create the topic, unless it is there, like the live one: it has that one's keys in that one's partitions."""
         (config,) = (topic.config for topic in all_topics("", "") if topic.name == WINDOWS)
         async with TopicAdmin(self._connection) as admin:
             self._partitions = await admin.agreed_partitions([Topic(self._live, {})])
-            if self.name in await admin.partition_counts([self.name]) and not self._is_ours:
-                raise TopicsError(f"{self.name} exists: another run wrote it. Take another --run, or delete the topic")
             await admin.create([Topic(self.name, config)], self._partitions)
+
+    async def __aenter__(self) -> "WindowsTopic":
         self._producer = AIOKafkaProducer(enable_idempotence=True, **self._connection.arguments)
         try:
             await self._producer.start()
