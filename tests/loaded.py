@@ -119,14 +119,15 @@ class Loaded:
         return found
 
     def committed(self) -> dict[Any, int]:
-        """The offsets of the workers' group."""
+        """The offsets of the workers' group on the topics that the replay reads."""
 
         async def ask() -> dict[Any, int]:
             admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
             await admin.start()
             offsets = await admin.list_consumer_group_offsets(self.prefix + GROUP)
             await admin.close()
-            return {place: one.offset for place, one in offsets.items()}
+            inputs = {self.prefix + topic for topic in TOPICS}
+            return {place: one.offset for place, one in offsets.items() if place.topic in inputs}
 
         return asyncio.run(ask())
 

@@ -171,7 +171,7 @@ def test_a_replay_that_is_killed_goes_on_where_it_was_and_gives_the_same_bytes(l
     topic = f"{WINDOWS}-killed"
     for kill in (signal.SIGKILL, signal.SIGINT):
         before = published(loaded, topic)
-        process = subprocess.Popen([*command, "--speed", "400x"], env=environment, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*command, "--speed", "100x"], env=environment, stderr=subprocess.PIPE, text=True)
         wait_until(lambda least=before: published(loaded, topic) > least, "windows are published")  # type: ignore[misc]
         process.send_signal(kill)
         errors = process.communicate(timeout=30)[1]

@@ -23,7 +23,7 @@ from streams.core.reported import REPORTED_COUNTS
 from streams.kafka.reader import Reader
 from streams.replay.audit import Auditor, Sayings
 from streams.replay.discrepancy import Audit, Compared, Day, Reports, days_compared
-from streams.replay.files import LineFile
+from streams.replay.files import EventFile
 from streams.replay.recount import CHUNK, Recount, Slicing, Sums, added, days_of, outcomes, recount
 from streams.settings import Settings
 from streams.wire.reported import decode_reported
@@ -103,7 +103,7 @@ def _from_files(paths: Mapping[str, Path | None], settings: Settings, campaigns:
         return _Read(auditing.audits(sums), reports, outcomes(state) | told)
 
 
-def _values(file: LineFile, tell: Callable[[int], None]) -> Iterator[bytes]:
+def _values(file: EventFile, tell: Callable[[int], None]) -> Iterator[bytes]:
     for _, values in file.chunks(CHUNK):
         yield from values
         tell(len(values))

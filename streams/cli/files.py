@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from streams.cli.shared import fail, reading_bar
-from streams.replay.files import STDIN, FileError, LineFile, opened
+from streams.replay.files import STDIN, EventFile, FileError, opened
 
 RendersFile = Annotated[Path | None, typer.Option("--renders", metavar="FILE", help="Renders; - is standard input.")]
 ViewabilityFile = Annotated[Path | None, typer.Option("--viewability", metavar="FILE", help="Views.")]
@@ -22,7 +22,7 @@ CampaignsFile = Annotated[
 
 
 @contextmanager
-def reading(paths: Mapping[str, Path | None]) -> Iterator[tuple[dict[str, LineFile], Callable[[int], None]]]:
+def reading(paths: Mapping[str, Path | None]) -> Iterator[tuple[dict[str, EventFile], Callable[[int], None]]]:
     """Open the files of topics and show on a terminal how far they are read; yield what to tell of lines.
 
     No file at all and two of standard input are usage errors; a file that cannot be read is one line and exit code 1.

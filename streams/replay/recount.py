@@ -19,7 +19,7 @@ from streams.core.events import RENDERS, TOPICS, Malformed
 from streams.core.panes import Cell, Series
 from streams.core.partition import Batch, Partition
 from streams.core.rules import DAY, OUTCOME_NAMES
-from streams.replay.files import LineFile
+from streams.replay.files import EventFile
 from streams.wire.events import decoder
 
 CHUNK: Final = 1_000
@@ -40,7 +40,7 @@ Sums = dict[tuple[Series, int], Cell]
 
 def recount(
     state: Partition,
-    files: Mapping[str, LineFile],
+    files: Mapping[str, EventFile],
     slicings: Mapping[str, Slicing],
     tell: Callable[[int], None] = lambda lines: None,
     chunk: int = CHUNK,
@@ -122,7 +122,7 @@ def _sum(one: Any, other: Any) -> Any:
 # --- three topics in one order ----------------------------------------------------------------------------------------
 
 
-def merged(files: Mapping[str, LineFile], chunk: int = CHUNK) -> Iterator[tuple[Batch, list[bytes]]]:
+def merged(files: Mapping[str, EventFile], chunk: int = CHUNK) -> Iterator[tuple[Batch, list[bytes]]]:
     """Yield batches and their lines, always of the topic that is furthest behind in event time.
 
     An empty batch is the end of its topic.
@@ -131,7 +131,7 @@ def merged(files: Mapping[str, LineFile], chunk: int = CHUNK) -> Iterator[tuple[
     return heapq.merge(*(_batches(topic, files.get(topic), chunk) for topic in TOPICS), key=_begin)
 
 
-def _batches(topic: str, file: LineFile | None, chunk: int) -> Iterator[tuple[Batch, list[bytes]]]:
+def _batches(topic: str, file: EventFile | None, chunk: int) -> Iterator[tuple[Batch, list[bytes]]]:
     decode = decoder(topic)
     for first, values in file.chunks(chunk) if file is not None else ():
         stop = first + len(values)
