@@ -1,10 +1,7 @@
 """`streams replay`: a range of event time counted again, beside the live numbers and without touching them."""
 
-import hashlib
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Annotated, Any, Final
@@ -13,9 +10,20 @@ import orjson
 import typer
 from rich.console import Console
 
-from streams.cli import replay_alerts, replay_diff
+from streams.cli import replay_alerts, replay_diff, replay_rebuild
 from streams.cli.files import ClicksFile, RendersFile, ViewabilityFile
 from streams.cli.replay_count import Job, Plan, count_files, count_topics, dry_run
+from streams.cli.replay_options import (
+    FromOption,
+    RunOption,
+    ToOption,
+    a_speed,
+    an_exclusion,
+    file_of,
+    one_line_errors,
+    run_name,
+    some_topics,
+)
 from streams.cli.report import table
 from streams.cli.shared import (
     BrokerOption,
@@ -30,16 +38,13 @@ from streams.cli.shared import (
 )
 from streams.cli.text import listed
 from streams.core.events import CLICKS, RENDERS, TOPICS, VIEWABILITY
-from streams.core.panes import TUMBLING_MS
-from streams.kafka.broker import cache_directory
 from streams.metrics.backfill import Backfill, pages
-from streams.replay.backtest import BacktestError, Firing
+from streams.replay.backtest import Firing
 from streams.replay.document import Document
-from streams.replay.files import FileError
 from streams.replay.html import write_html
-from streams.replay.scope import Exclusion, Scope, texts
-from streams.replay.store import Store, StoreError
-from streams.settings import Settings, SettingsError, duration_ms
+from streams.replay.scope import Scope, texts
+from streams.replay.store import Store
+from streams.settings import Settings, duration_ms
 
 EPILOG: Final = (
     "Examples: [bold]streams replay --from 2026-11-24T00:00 --to 2026-11-25T00:00 --report yesterday.json[/bold] | "
@@ -52,70 +57,14 @@ RULES: Final = (
     "click_makes_viewable", "datacenter_cidrs", "billing_source", "key", "windows", "min_sample", "idle",
 )  # fmt: skip
 """The settings that a replay may be given other values of: those that what is counted depends on."""
-INTERRUPTED: Final = 130
 
 _ALL: Final = ",".join(TOPICS)
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 app = typer.Typer(invoke_without_command=True, epilog=EPILOG)
 
 
-def a_time(text: str) -> int:
-    """Parse a flag such as `2026-11-24T10:00` into ms; UTC unless it says another zone."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no time such as 2026-11-24T10:00 or 2026-11-24T10:00+02:00") from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
-def a_minute(text: str) -> int:
-    """Parse a time that is a whole minute: what is counted are windows of a minute."""
-    ts = a_time(text)
-    if ts % TUMBLING_MS or ts < 0:
-        raise typer.BadParameter(f"{text!r} is no whole minute, and windows are minutes")
-    return ts
-
-
-def a_speed(text: str) -> float:
-    """Parse `max`, or how much faster than it happened, such as `10x`."""
-    if text == "max":
-        return 0.0
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)x?", text)
-    if match is None or float(match[1]) <= 0:
-        raise typer.BadParameter(f"{text!r} is neither max nor a speed such as 10x")
-    return float(match[1])
-
-
-def an_exclusion(text: str) -> Exclusion:
-    """Parse `source=S[,from=T][,to=T]`."""
-    parts = dict(part.partition("=")[::2] for part in text.split(","))
-    if not parts.get("source") or parts.keys() - {"source", "from", "to"}:
-        raise typer.BadParameter(f"{text!r} has not the form source=S,from=TIME,to=TIME")
-    times = {name: a_time(parts[where]) for name, where in (("start", "from"), ("stop", "to")) if where in parts}
-    return Exclusion(parts["source"], **times)
-
-
-def some_topics(text: str) -> tuple[str, ...]:
-    """Parse a list of input topics."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in TOPICS]:
-        raise typer.BadParameter(f"{', '.join(unknown)}: no input topic; there are {', '.join(TOPICS)}")
-    if RENDERS not in names:
-        raise typer.BadParameter(f"without {RENDERS} nothing can be counted")
-    return tuple(topic for topic in TOPICS if topic in names)
-
-
 app.command("diff", epilog=replay_diff.EPILOG)(replay_diff.command)
-
-FromOption = Annotated[
-    Any, typer.Option("--from", parser=a_minute, metavar="TIME", help="Start of the range, event time, UTC.")
-]
-ToOption = Annotated[Any, typer.Option("--to", parser=a_minute, metavar="TIME", help="End of the range.")]
-RunOption = Annotated[
-    str | None, typer.Option("--run", metavar="NAME", help="Name of the run.", show_default="from what is counted")
-]
-
+app.command("rebuild", epilog=replay_rebuild.EPILOG)(replay_rebuild.command)
 
 @app.callback()
 def command(
@@ -181,15 +130,16 @@ def command(
         "rules": settings.rules.plain(),
         "campaigns": agreed.digest(1 << 62),
     }
+    work = [parameters, settings.broker, settings.topic_prefix, [str(path) for path in files.values()]]
     job = Job(
-        _run_name(run, parameters, settings, files), settings, agreed, scope, speed, publish, accept_loss,
+        run_name(run, work), settings, agreed, scope, speed, publish, accept_loss,
         files if any(files.values()) else {},
     )  # fmt: skip
     if only_plan:
         _show_plan(job, *finish(dry_run(job)), as_json)
         return
     step_ms, rule_paths = _step(step), replay_alerts.rule_files(rules or []) if alerts else []
-    with _one_line_errors(job.run), Store(_file_of(job.run)) as store:
+    with one_line_errors(job.run), Store(file_of(job.run)) as store:
         _bind(store, job, parameters, restart)
         _count(job, store)
         document = Document(store, agreed)
@@ -245,36 +195,6 @@ def _step(text: str) -> int:
     if step_ms <= 0 or step_ms % 10_000:
         fail(f"--step {text}: a step is a multiple of 10s", 2)
     return step_ms
-
-
-def _run_name(run: str | None, parameters: dict[str, Any], settings: Settings, files: dict[str, Path | None]) -> str:
-    """Return the name of a run: without one, the same for the same work, so that it can be gone on with."""
-    if run is not None:
-        if not _NAME.fullmatch(run):
-            fail(f"--run {run}: a name has up to 64 of A-Z a-z 0-9 . _ -", 2)
-        return run
-    work = [parameters, settings.broker, settings.topic_prefix, [str(path) for path in files.values()]]
-    return hashlib.sha256(orjson.dumps(work, option=orjson.OPT_SORT_KEYS)).hexdigest()[:10]
-
-
-def _file_of(run: str) -> Path:
-    folder = cache_directory() / "replays"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"{folder}: cannot be made: {error.strerror}")
-    return folder / f"{run}.sqlite"
-
-
-@contextmanager
-def _one_line_errors(run: str) -> Iterator[None]:
-    try:
-        yield
-    except (StoreError, BacktestError, FileError, SettingsError) as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        typer.echo(f"streams: interrupted; the same command goes on with it (run {run})", err=True)
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def _bind(store: Store, job: Job, parameters: dict[str, Any], restart: bool) -> None:

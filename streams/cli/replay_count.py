@@ -127,7 +127,7 @@ def _refuse_missing(extents: dict[Place, Extent], since: int) -> None:
         )
 
 
-def _refuse_deleted(extents: dict[Place, Extent], starts: dict[Place, int]) -> None:
+def refuse_deleted(extents: dict[Place, Extent], starts: dict[Place, int]) -> None:
     """Refuse to go on where records are gone that were to be read next. Raises TopicsError."""
     for (topic, number), start in starts.items():
         if extents[topic, number].begin > start:
@@ -193,7 +193,7 @@ async def _count_planned(
     count = _count_of(job, store, reader.partitions, plan)
     starts = {place: max(start, count.fence(*place)) for place, start in plan.starts.items()}
     if count.has_begun:
-        _refuse_deleted(await reader.extents(0), starts)
+        refuse_deleted(await reader.extents(0), starts)
     done = sum(starts[place] - plan.starts[place] for place in starts)
     pace, due = _Pace(job), monotonic() + CHECKPOINT_S
     with progress(console, plan.records, done) as tell:
@@ -266,9 +266,11 @@ class _Pace:
 
 
 @contextmanager
-def progress(console: Console, total: int | None, done: int = 0, unit: str = "events") -> Iterator[Tell]:
+def progress(
+    console: Console, total: int | None, done: int = 0, unit: str = "events", verb: str = "Counting"
+) -> Iterator[Tell]:
     """Show on a terminal how far it is, how fast, and for how long still; yield what to tell of more."""
-    columns = ("Counting", BarColumn(), MofNCompleteColumn(), unit, "{task.fields[rate]}", TimeRemainingColumn())
+    columns = (verb, BarColumn(), MofNCompleteColumn(), unit, "{task.fields[rate]}", TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total, completed=done, rate="")
 

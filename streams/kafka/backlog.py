@@ -86,10 +86,6 @@ class Backlog:
         """Say whether no more of a topic should be fetched."""
         return len(self._chunks[topic]) >= FULL
 
-    def is_empty(self) -> bool:
-        """Say whether no chunk lies here."""
-        return not any(self._chunks.values())
-
     def next(self, stream_times: Mapping[str, int], may_have_more: Callable[[str], bool]) -> Chunk | None:
         """Take the oldest chunk out; None if there is none, or if another topic may still give older events."""
         heads = [(chunks[0][0], topic) for topic, chunks in self._chunks.items() if chunks]

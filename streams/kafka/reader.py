@@ -166,20 +166,32 @@ class Reader:
 
         No more is fetched of a topic partition that is not wanted any more.
         """
-        left = await self._start(self._places(partitions), since)
         turns = {partition: _Turns(self, partition) for partition in partitions}
-        while left or any(turn.waits() for turn in turns.values()):
-            for number, turn in turns.items():
+        places = [self._name(place) for place in self._places(partitions)]
+        starts = {place: since.get(place, 0) for place in places}
+        async for poll in self.polls(starts, lambda topic, partition: turns[partition].is_full(topic), is_wanted):
+            for topic, partition, records in poll:
+                turns[partition].put(topic, records)
+            for partition, turn in turns.items():
                 for chunk in turn.ripe():
-                    yield number, chunk
+                    yield partition, chunk
+
+    async def polls(
+        self, starts: Offsets, is_full: Callable[[str, int], bool], is_wanted: Callable[[str, int], bool]
+    ) -> AsyncIterator[list[tuple[str, int, list[Any]]]]:
+        """Yield (topic, partition, records) of each look at the consumer, or that something is not wanted any more.
+
+        Of a topic partition that is full nothing comes for now, and of one that is not wanted any more nothing ever.
+        """
+        left = await self._start([self.place(*name) for name in starts], starts)
+        while left:
             if unwanted := {place for place in left if not is_wanted(*self._name(place))}:
                 left -= unwanted
                 self._consumer.pause(*unwanted)
-                continue  # chunks that waited for these need not wait any more
-            if left:
-                full = {self.place(topic, number) for number, turn in turns.items() for topic in turn.full()}
-                for place, records in await self._fetched(left, left - full):
-                    turns[place.partition].put(self._name(place)[0], records)
+                yield []  # what waited for these need not wait any more
+            else:
+                asked = {place for place in left if not is_full(*self._name(place))}
+                yield [(*self._name(place), records) for place, records in await self._fetched(left, asked)]
 
     async def follow(self, since: Offsets) -> AsyncGenerator[list[tuple[int, Chunk]]]:
         """Yield what comes on the inputs from these offsets on, for ever: (partition, chunk), nothing now and then.
@@ -192,8 +204,8 @@ class Reader:
             self._consumer.seek(place, since[self._name(place)])
         turns = {partition: _Turns(self, partition) for partition in range(self.partitions)}
         while True:
-            full = {self.place(topic, number) for number, turn in turns.items() for topic in turn.full()}
-            for place, records in (await self._getmany(set(places) - full)).items():
+            asked = {place for place in places if not turns[place.partition].is_full(self._name(place)[0])}
+            for place, records in (await self._getmany(asked)).items():
                 turns[place.partition].put(self._name(place)[0], records)
             self._left = {place for place in places if await self._is_behind(place)}
             yield [(number, chunk) for number, turn in turns.items() for chunk in turn.ripe()]
@@ -278,13 +290,9 @@ class _Turns:
     def _may_have_more(self, topic: str) -> bool:
         return self._reader.may_have_more(topic, self._partition)
 
-    def full(self) -> list[str]:
-        """Return the topics of which enough lies here."""
-        return [topic for topic in TOPICS if self._backlog.is_full(topic)]
-
-    def waits(self) -> bool:
-        """Say whether chunks lie here."""
-        return not self._backlog.is_empty()
+    def is_full(self, topic: str) -> bool:
+        """Say whether enough of a topic lies here."""
+        return self._backlog.is_full(topic)
 
 
 def due(chunk: Chunk) -> int:
