@@ -78,7 +78,7 @@ class Store:
                 raise StoreError(f"{where}: another process is at work on this run") from None
             raise StoreError(f"{where}: {error}; nothing that was counted before is lost") from None
         except sqlite3.DatabaseError as error:
-            raise StoreError(f"{self.path}: is no file of a run ({error}); begin anew with --restart") from None
+            raise StoreError(f"{self.path}: is no file of a run ({error}); delete it") from None
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
