@@ -5,7 +5,7 @@ import json
 import signal
 import sys
 
-from benchmarks import catchup, ingest, job, latency, memory, recovery, scale, scrape, soak
+from benchmarks import catchup, ingest, job, latency, memory, recovery, replay, scale, scrape, soak
 from benchmarks.report import heading, machine, versions
 
 BENCHMARKS = {
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "catchup": catchup,
     "recovery": recovery,
     "ingest": ingest,
+    "replay": replay,
     "soak": soak,
 }
 """Each says which options it adds, measures, and shows what it measured: a line of text or JSON."""

@@ -150,3 +150,30 @@ def test_a_chain_of_refreshes_from_long_before_is_followed_back() -> None:
     assert [one.served for one in Counted(logs, scope, SHORT, starts=wrong).windows().values()] == [2]
     with pytest.raises(TooShallow):
         Counted(logs, scope, SHORT, starts=wrong, edges={0: Edge(SHORT, start + 41 * 20 * S, scope.start or 0)})
+
+
+def test_memory_is_bounded_by_the_horizons_however_long_the_range_and_uneven_the_partitions(tmp_path: Path) -> None:
+    """Ten times the horizons, and partitions of one, five and twenty-five renders a second."""
+    seconds = 10 * (SHORT.lateness_ms + SHORT.viewability_horizon_ms) // S
+    rates = (1, 5, 25)
+    count = Count(Store(tmp_path / "run.sqlite"), Scope(), SHORT, Campaigns(), len(rates))
+    most = [0] * len(rates)
+    offsets = [0] * len(rates)
+    for second in range(0, seconds, 10):
+        for number, rate in enumerate(rates):
+            shows = [
+                render(f"i{number}-{second}-{n}", (1_000 * 60 + second) * S + n, viewer_id=f"v{n}", slot_id=str(second))
+                for n in range(10 * rate)
+            ]
+            records = [(offsets[number] + n, one, one["ts"]) for n, one in enumerate(shows)]
+            offsets[number] += len(records)
+            count.apply(number, batch("renders", records))
+            for topic, make in (("viewability", view), ("clicks", click)):
+                last = shows[-1]
+                count.apply(number, batch(topic, [(second, make(last["impression_id"], last["ts"]), last["ts"])]))
+        count.checkpoint(lambda topic, number, fence: False)
+        most = [max(known, len(state.impressions)) for known, state in zip(most, count.states.values(), strict=True)]
+    kept_s = (SHORT.lateness_ms + SHORT.viewability_horizon_ms + SHORT.dedup_horizon_ms + SHORT.early_ms) // S
+    for rate, remembered, sent in zip(rates, most, offsets, strict=True):
+        assert sent == rate * seconds
+        assert remembered <= 2 * rate * kept_s < sent / 2
