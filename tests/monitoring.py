@@ -48,7 +48,7 @@ def free_port() -> int:
         return port
 
 
-class _Server:
+class Server:
     """A server of Prometheus' family as a process; it is asked over HTTP."""
 
     def __init__(self, *command: str, log: Path) -> None:
@@ -86,7 +86,7 @@ class _Server:
             return body
 
 
-class Prometheus(_Server):
+class Prometheus(Server):
     """Prometheus of the shipped configuration: workers and Alertmanager at these addresses, and minutes as seconds."""
 
     def __init__(self, folder: Path, worker_url: str, alertmanager_url: str) -> None:
@@ -129,7 +129,7 @@ def _name(labels: dict[str, str]) -> tuple[str, str]:
     return labels["alertname"], labels.get("campaign", "")
 
 
-class Alertmanager(_Server):
+class Alertmanager(Server):
     """Alertmanager of the shipped configuration, with minutes as seconds; `webhook` is told what each receiver is."""
 
     def __init__(self, folder: Path, webhook: str = "") -> None:

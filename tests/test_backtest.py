@@ -19,7 +19,7 @@ from streams.replay.backtest import Alert, firings
 from streams.replay.document import read
 from tests.loaded import a_start, clock, made, run
 from tests.logs import TOPICS
-from tests.monitoring import _Server as Server
+from tests.monitoring import Server
 
 LENGTH_MIN = 150
 DROP = "campaign-1:80m:120m:0.7"
