@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -100,15 +100,17 @@ def live(broker: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def _await_rest(worker: WorkerProcess, loaded: Loaded, records: list[Sent]) -> None:
-    sent = {topic: sum(one.topic == topic for one in records) for topic in TOPICS}
-    wait_until(lambda: all(worker.consumed(topic) == count for topic, count in sent.items()), f"{sent} are counted")
+    sent = Counter(loaded.prefix + one.topic for one in records)
     before: list[Any] = [None]
 
     def is_settled() -> bool:
-        last, before[0] = before[0], (scraped(worker), loaded.committed())
-        return bool(last == before[0])
+        last, before[0] = before[0], (scraped(worker), loaded.committed(), loaded.windows())
+        committed: Counter[str] = Counter()
+        for place, offset in loaded.committed().items():
+            committed[place.topic] += offset
+        return bool(last == before[0]) and committed == sent
 
-    wait_until(is_settled, "the worker is at rest")
+    wait_until(is_settled, "all is counted and committed, and the worker at rest")
 
 
 def scraped(worker: WorkerProcess) -> str:
