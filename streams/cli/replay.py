@@ -30,6 +30,7 @@ from streams.cli.shared import (
     JsonOption,
     PrefixOption,
     campaigns_from,
+    collect_seldom,
     fail,
     finish,
     settings_from,
@@ -213,6 +214,7 @@ def _bind(store: Store, job: Job, parameters: dict[str, Any], restart: bool) -> 
 
 
 def _count(job: Job, store: Store) -> None:
+    collect_seldom()
     console = Console(stderr=True)
     if job.files and store.get("summary") is None:
         count_files(job, store, console)

@@ -1,6 +1,7 @@
 """What several verbs share: flags, settings, and how an error is told."""
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -28,6 +29,10 @@ from streams.web.access import SiteError
 from streams.wire.campaigns import CampaignsError, load_campaigns
 
 T = TypeVar("T")
+
+_COLLECT_AFTER: Final = (100_000, 50, 1_000)
+"""State is millions of objects that hold no cycles. With Python's own thresholds the collector of cycles looks at them
+so often that it takes a third of all CPU."""
 
 TOLD: Final = (TopicsError, SiteError, JournalError, TableError, LeaseError, ProduceError)
 """Errors that end a command with one clear line."""
@@ -132,6 +137,11 @@ def duration(text: str) -> int:
         return int(duration_ms(text))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def collect_seldom() -> None:
+    """Let Python look for cycles less often, in a process that counts for long."""
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 def write_json(value: Any) -> None:

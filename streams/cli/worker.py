@@ -1,7 +1,6 @@
 """`streams worker`: counts, and serves what it counts."""
 
 import asyncio
-import gc
 import os
 import signal
 import sys
@@ -23,6 +22,7 @@ from streams.cli.shared import (
     PortOption,
     PrefixOption,
     campaigns_from,
+    collect_seldom,
     connection_from,
     finish,
     read_campaigns,
@@ -41,10 +41,6 @@ _WAITS_S: Final = (0.5, 1, 2, 4)
 """Between one look for the broker at the start and the next; the last one for ever."""
 
 log = structlog.get_logger(__name__)
-
-_COLLECT_AFTER: Final = (100_000, 50, 1_000)
-"""State is millions of objects that hold no cycles. With Python's own thresholds the collector of cycles looks at them
-so often that it takes a third of all CPU."""
 
 _SWITCH_S: Final = 0.0005
 """The thread that fetches waits this long for Python's lock whenever it comes back from the network, many times a
@@ -73,7 +69,7 @@ def command(
         broker=broker, topic_prefix=topic_prefix, http_host=http_host, http_port=http_port, log_level=log_level
     )
     configure_logging(settings.log_level, TOLD)
-    gc.set_threshold(*_COLLECT_AFTER)
+    collect_seldom()
     sys.setswitchinterval(_SWITCH_S)
     try:
         finish(_work(settings, campaigns_from(settings), accept_settings, accept_loss))
