@@ -11,12 +11,13 @@ from typing import Any, Final, NamedTuple
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from streams.core.events import RENDERS, TOPICS, Event, Malformed
+from streams.core.events import RENDERS, TOPICS, Malformed
 from streams.core.rules import MINUTE
 from streams.kafka.backlog import Backlog, Chunk, chunks
 from streams.kafka.connection import Broker, Connection
 from streams.kafka.topics import Topic, TopicAdmin, TopicsError
 from streams.kafka.transport import fetch_ahead
+from streams.wire.events import decoder
 
 _FETCH_MS: Final = 500
 _WAIT_MS: Final = 10
@@ -301,10 +302,13 @@ def due(chunk: Chunk) -> int:
     So views hardly ever wait for their renders. But where they are few, the renders of hours would wait for them. One
     event whose time is far off says nothing: several are looked at.
     """
-    begin = _time_of(chunk.events[:_LOOKED_AT])
-    return begin if chunk.topic == RENDERS else min(_time_of(chunk.events[-_LOOKED_AT:]), begin + _AHEAD_MS)
+    begin = _time_of(chunk.topic, chunk.records[:_LOOKED_AT])
+    if chunk.topic == RENDERS:
+        return begin
+    return min(_time_of(chunk.topic, chunk.records[-_LOOKED_AT:]), begin + _AHEAD_MS)
 
 
-def _time_of(events: list[Event | Malformed]) -> int:
+def _time_of(topic: str, records: list[Any]) -> int:
+    events = decoder(topic)([record.value for record in records])
     times = sorted(event.ts for event in events if not isinstance(event, Malformed))
     return times[len(times) // 2] if times else 0
