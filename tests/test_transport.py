@@ -37,6 +37,7 @@ from streams.kafka.transport import (
     Producer,
     RecordBatch,
     Transport,
+    fetch_ahead,
     hand_on_as_parsed,
 )
 from streams.settings import load
@@ -117,6 +118,7 @@ def test_the_fetcher_still_keeps_what_the_thread_reaches_into() -> None:
     assert "fetch_min_bytes=self._fetch_min_bytes" in inspect.getsource(AIOKafkaConsumer.start)
     assert "backoff=self._prefetch_backoff" in inspect.getsource(fetcher.Fetcher._proc_fetch_request)
     assert "self._records_iterator = self._unpack_records()" in inspect.getsource(fetcher.PartitionRecords.__init__)
+    assert "self._in_flight.discard(node_id)" in inspect.getsource(fetcher.Fetcher._fetch_requests_routine)
     assert "self._max_wait_ms" in inspect.getsource(fetch.FetchRequest.build)
 
 
@@ -146,6 +148,20 @@ def test_what_was_fetched_is_gone_from_memory_as_soon_as_it_is_handed_on() -> No
         assert whole() is None
     finally:
         gc.enable()
+
+
+async def test_a_fetch_is_no_longer_under_way_when_its_task_ends() -> None:
+    """aiokafka notes it a moment later: who looks in between fetches nothing for 0.2 s."""
+
+    async def answer(assignment: Any, node: int, request: Any) -> bool:
+        assert under_way == {7}
+        return True
+
+    under_way = {7}
+    one = SimpleNamespace(_records={}, _proc_fetch_request=answer, _in_flight=under_way)
+    fetch_ahead(SimpleNamespace(_fetcher=one), 1)
+    assert await one._proc_fetch_request(None, 7, None)
+    assert under_way == set()
 
 
 async def test_the_state_that_is_read_still_exists_on_a_consumer_and_a_producer() -> None:

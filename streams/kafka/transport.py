@@ -157,7 +157,11 @@ def fetch_ahead(
     async def process_without_copies(assignment: Any, node: int, request: Any) -> Any:
         if fetcher._records:
             request._max_wait_ms = BUSY_WAIT_MS
-        result = await process(assignment, node, request)
+        try:
+            result = await process(assignment, node, request)
+        finally:
+            # aiokafka itself does so just after this task: who looks in between fetches nothing for 0.2 s.
+            fetcher._in_flight.discard(node)
         note(assignment, request)
         for fetched in fetcher._records.values():
             if isinstance(fetched, FetchResult):
