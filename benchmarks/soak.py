@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -79,9 +80,9 @@ class Soak(NamedTuple):
 
     @property
     def new_descriptors(self) -> int:
-        """By how much the most of their second half are more than the most of the first."""
+        """By how much their second half has more than the first: its median, as one may be open for a moment only."""
         numbers = [sample.descriptors for sample in self.steady]
-        return max(numbers[len(numbers) // 2 :]) - max(numbers[: len(numbers) // 2])
+        return int(median(numbers[len(numbers) // 2 :]) - median(numbers[: len(numbers) // 2]))
 
     @property
     def flat(self) -> bool:

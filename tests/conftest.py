@@ -1,15 +1,24 @@
 """What tests on real Kafka share: one broker for the whole run, and names that no other test uses."""
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.topics import TopicAdmin, all_topics
 
 GROUP = "impression-streams"
+
+# Tests start hundreds of processes. Where bytecode may not be kept, each would spend three seconds on compiling.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# How long an example takes says something of the machine, and nothing of what is tested.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ RECORDS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=INPUTS // 8 // EACH, deadline=None)
+@settings(max_examples=INPUTS // 8 // EACH)
 @given(RECORDS)
 def test_records_are_decided_whatever_they_are_and_the_journal_says_what_was(records: list[tuple[str, bytes]]) -> None:
     desk = Desk()

@@ -31,7 +31,7 @@ def renders(start: int, stop: int) -> Iterator[tuple[str, dict[str, object]]]:
 def last_words(worker: WorkerProcess) -> str:
     """What a worker says that ends with 1."""
     assert worker.wait() == 1
-    assert not any("Traceback" in line for line in worker.log), worker.log
+    assert not any("Traceback" in line for line in worker.log), "\n".join(worker.log)
     return worker.log[-1]
 
 

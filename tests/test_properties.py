@@ -19,7 +19,6 @@ from tests.runs import Run, assert_same_state, folded
 EXAMPLES = int(os.environ.get("STREAMS_TEST_EXAMPLES", "200"))
 THOROUGH = settings(
     max_examples=EXAMPLES,
-    deadline=None,
     derandomize="STREAMS_TEST_EXAMPLES" not in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

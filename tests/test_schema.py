@@ -20,7 +20,7 @@ from tests.logs import click, render, view
 
 EVENTS = {RENDERS: render(), VIEWABILITY: view(), CLICKS: click()}
 VALIDATORS = {topic: Draft202012Validator(schema) for topic, schema in event_schemas().items()}
-THOROUGH = settings(max_examples=1_500, deadline=None)
+THOROUGH = settings(max_examples=1_500)
 
 
 def streams(*arguments: str) -> Any:

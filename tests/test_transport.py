@@ -34,6 +34,7 @@ from streams.kafka.transport import (
     UNBOUNDED,
     BatchSchema,
     Consumer,
+    ConsumerThread,
     Producer,
     RecordBatch,
     Transport,
@@ -77,6 +78,8 @@ def record(topic: str, partition: int, offset: int, key: bytes = b"k", value: by
         (driver, "IllegalStateError"),
         (driver.AIOKafkaConsumerThread, "_create_worker_consumer"),
         (driver.AIOKafkaConsumerThread, "on_start"),
+        (driver.AIOKafkaConsumerThread, "_stopped_set"),
+        (driver.AIOKafkaConsumerThread, "set_shutdown"),
         (driver.AIOKafkaConsumerThread, "seek_to_committed"),
         (driver.AIOKafkaConsumerThread, "_ensure_consumer"),
         (GroupCoordinator, "_do_heartbeat"),
@@ -162,6 +165,16 @@ async def test_a_fetch_is_no_longer_under_way_when_its_task_ends() -> None:
     fetch_ahead(SimpleNamespace(_fetcher=one), 1)
     assert await one._proc_fetch_request(None, 7, None)
     assert under_way == set()
+
+
+def test_a_thread_and_a_worker_that_end_in_any_order_end_in_order() -> None:
+    ended = asyncio.new_event_loop()
+    ended.close()
+    thread = object.__new__(ConsumerThread)
+    thread.thread_loop = thread.parent_loop = ended
+    thread._stopped = thread._shutdown = asyncio.Event()
+    thread._stopped_set()
+    thread.set_shutdown()
 
 
 async def test_the_state_that_is_read_still_exists_on_a_consumer_and_a_producer() -> None:

@@ -11,6 +11,7 @@ What is overridden here, and why (versions are pinned in pyproject.toml; tests h
   are, and what had been fetched of them before was lost.
 - `ConsumerThread` notices when an offset is out of range, and `getmany` stops the worker then: aiokafka goes on with
   the oldest record, and says nothing.
+- `ConsumerThread` may end before the worker, and after it: stock code then tells a loop that is closed, and crashes.
 - `Producer` asks for the lease before each request that writes, so `ConsumerThread` remembers its heartbeats.
 - `back_off` lets clients wait between tries to connect: aiokafka tries on and on.
 - `Producer` keeps records until they are delivered, however long the broker is away: aiokafka gives up in a minute.
@@ -20,6 +21,7 @@ What is overridden here, and why (versions are pinned in pyproject.toml; tests h
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from random import uniform
 from time import monotonic
@@ -184,6 +186,15 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     """What could not be read on, if there was anything."""
     _seeking = False
     """Whether partitions are on their way to their beginning, as nothing is committed of them."""
+
+    def _stopped_set(self) -> None:
+        with suppress(RuntimeError):  # this thread's loop is closed: it has ended by itself
+            super()._stopped_set()
+
+    def set_shutdown(self) -> None:
+        """Tell the worker's loop that this thread ends, if that loop has not ended before it."""
+        with suppress(RuntimeError):
+            super().set_shutdown()
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
