@@ -1,8 +1,8 @@
 """The load: renders and their views, with duplicates, whose totals are known because of how it is made.
 
-    number   0   1   2 ...            one impression each, in order of event time
-    render   ts = start + number / renders_a_second; every 20th comes twice
-    view     a second later; none for every 20th of a campaign, viewable for two of five
+number   0   1   2 ...            one impression each, in order of event time
+render   ts = start + number / renders_a_second; every 20th comes twice
+view     a second later; none for every 20th of a campaign, viewable for two of five
 """
 
 import time

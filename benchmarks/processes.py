@@ -25,9 +25,7 @@ async def create_topics(bootstrap: str, prefix: str, partitions: int) -> None:
 
 
 @contextmanager
-def started(
-    *arguments: str, broker: EmbeddedBroker, prefix: str, **settings: str
-) -> Iterator["subprocess.Popen[str]"]:
+def started(*arguments: str, broker: EmbeddedBroker, prefix: str, **settings: str) -> Iterator["subprocess.Popen[str]"]:
     """Start Python with these arguments, and end it after the block."""
     own = {"broker": broker.bootstrap, "topic_prefix": prefix} | settings
     environment = os.environ | {f"STREAMS_{name.upper()}": value for name, value in own.items()}

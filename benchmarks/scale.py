@@ -157,9 +157,7 @@ def _run(broker: EmbeddedBroker, prefix: str, case: Case, partitions: int) -> Pa
     if case.remembered:
         truth = truth.plus(preload(broker.bootstrap, prefix, case.remembered, partitions, case.load.start_ms))
     with ExitStack() as stack:
-        workers = [
-            stack.enter_context(worker(broker, prefix, max_campaigns=str(NAMED))) for _ in range(case.workers)
-        ]
+        workers = [stack.enter_context(worker(broker, prefix, max_campaigns=str(NAMED))) for _ in range(case.workers)]
         found = pace(broker, workers, truth, _SCRAPE_S)
     if case.load.campaigns <= NAMED:
         return found

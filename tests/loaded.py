@@ -136,5 +136,3 @@ def a_start() -> int:
     """A whole minute, some hours ago: retention keeps it."""
     now = int(time.time() * 1000)
     return now - now % MINUTE - 3 * 60 * MINUTE
-
-

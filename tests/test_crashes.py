@@ -118,7 +118,9 @@ def left(worker: WorkerProcess) -> float:
 
 
 def test_a_worker_that_dies_at_any_step_three_times_each_loses_and_doubles_nothing(
-    broker: EmbeddedBroker, topics: str, tmp_path: Path  # noqa: F811
+    broker: EmbeddedBroker,
+    topics: str,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     random = Random(5)
     deaths = [f"{point}:{1 if point.startswith('claim') else random.randint(1, 3)}" for point in POINTS * 3]
@@ -136,7 +138,9 @@ def test_a_worker_that_dies_at_any_step_three_times_each_loses_and_doubles_nothi
 
 
 def test_a_worker_killed_again_and_again_under_full_load_goes_on_within_10_s_each_time(
-    broker: EmbeddedBroker, topics: str, tmp_path: Path  # noqa: F811
+    broker: EmbeddedBroker,
+    topics: str,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     random = Random(11)
     pauses = []
@@ -162,7 +166,9 @@ def test_a_worker_killed_again_and_again_under_full_load_goes_on_within_10_s_eac
 
 
 def test_sigterm_and_sigint_under_full_load_end_a_worker_in_order_within_10_s(
-    broker: EmbeddedBroker, topics: str, tmp_path: Path  # noqa: F811
+    broker: EmbeddedBroker,
+    topics: str,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     with load(broker, topics, tmp_path, rate=10_000) as running:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT, signal.SIGTERM):
@@ -187,7 +193,8 @@ REMEMBERS_S = 20.0
 
 
 def test_a_worker_that_is_killed_with_5_million_remembered_impressions_counts_again_within_20_s(
-    broker: EmbeddedBroker, topics: str  # noqa: F811
+    broker: EmbeddedBroker,
+    topics: str,  # noqa: F811
 ) -> None:
     preload(broker.bootstrap, topics, PRELOADED, PARTITIONS, now_ms())
     sent, stop = [0], threading.Event()
@@ -223,7 +230,9 @@ def test_a_worker_that_is_killed_with_5_million_remembered_impressions_counts_ag
 
 
 def test_a_worker_that_slept_through_its_session_writes_nothing_when_it_wakes_up(
-    broker: EmbeddedBroker, topics: str, tmp_path: Path  # noqa: F811
+    broker: EmbeddedBroker,
+    topics: str,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     with (
         load(broker, topics, tmp_path, rate=2_000) as running,

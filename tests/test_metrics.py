@@ -123,7 +123,7 @@ def render(number: int, ts: int = T, campaign: str = "spring", price: str | None
     (event,) = decoder(RENDERS)(
         [
             f'{{"impression_id":"imp-{number}","campaign_id":"{campaign}","ts":{ts}'
-            f'{"" if price is None else f",{chr(34)}price{chr(34)}:{price}"}}}'.encode()
+            f"{'' if price is None else f',{chr(34)}price{chr(34)}:{price}'}}}".encode()
         ]
     )
     assert isinstance(event, Render)

@@ -1,8 +1,8 @@
 """Real Prometheus and Alertmanager watch a real worker on real Kafka, with what grafana/ ships and minutes as seconds.
 
-     0 s     all campaigns are well
-    32 s     campaign-1 is seen less; campaign-2 as well, but there a broken tag is why
-    52 s     all are well again; when everybody was told so, the worker ends
+ 0 s     all campaigns are well
+32 s     campaign-1 is seen less; campaign-2 as well, but there a broken tag is why
+52 s     all are well again; when everybody was told so, the worker ends
 """
 
 import asyncio

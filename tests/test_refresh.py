@@ -216,4 +216,3 @@ def test_a_record_whose_impressions_are_forgotten_stays_while_its_anchors_are_ne
         assert_same_state(state, folded(rules, journal))
     assert len(state.impressions) < 10 < len(state.anchors) <= 20
     assert len(journal) < 25
-

@@ -76,9 +76,7 @@ class Counted:
             self.count.apply(number, batch(topic, records))
             positions[place] += len(records)
             if self._random.random() < 0.2:
-                self.count.checkpoint(
-                    lambda topic, number, fence: fence >= len(self._logs[number][topic])
-                )
+                self.count.checkpoint(lambda topic, number, fence: fence >= len(self._logs[number][topic]))
             if self._kills and self._random.random() < 0.1:
                 self._kills -= 1
                 self.count = Count(*self._args)

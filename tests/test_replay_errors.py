@@ -61,9 +61,7 @@ def test_a_usage_error_says_what_is_wrong(flags: list[str], said: str) -> None:
         ([], {"cache": NOWHERE}, f"{NOWHERE}/replays: cannot be made"),
     ],
 )
-def test_what_is_not_there_is_one_line(
-    flags: list[str], settings: dict[str, str], said: str, tmp_path: Path
-) -> None:
+def test_what_is_not_there_is_one_line(flags: list[str], settings: dict[str, str], said: str, tmp_path: Path) -> None:
     done = run("replay", *flags, **{"cache": str(tmp_path)} | settings)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert said in done.stderr

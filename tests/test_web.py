@@ -127,8 +127,8 @@ async def test_the_page_is_a_plain_table_without_a_script_and_hostile_names_are_
     async with served(bench.feed(RENDERS, event, render(2))) as session:
         status, page, headers = await text(session, "/")
     assert status == 200
-    assert "<bdi data-text=\"campaign\">&quot;&gt;&lt;script&gt;alert(1)&lt;/script&gt;</bdi>" in page
-    assert "<bdi data-text=\"campaign\">$x &quot; data-text=&quot;state&quot;&gt; &lt;b&gt;</bdi>" in page
+    assert '<bdi data-text="campaign">&quot;&gt;&lt;script&gt;alert(1)&lt;/script&gt;</bdi>' in page
+    assert '<bdi data-text="campaign">$x &quot; data-text=&quot;state&quot;&gt; &lt;b&gt;</bdi>' in page
     assert '<bdi data-text="id">spring</bdi>' in page
     assert HOSTILE not in page
     assert page.count('<td data-text="served">1</td>') == 2

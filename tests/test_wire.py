@@ -220,7 +220,6 @@ def test_any_json_is_an_event_or_malformed_and_what_is_an_event_can_be_counted(e
 # --- our own records --------------------------------------------------------------------------------------------------
 
 
-
 def delta_of(seed: int) -> Delta:
     state = Partition(Rules())
     for topic, log in seeded_logs(seed, 10).items():

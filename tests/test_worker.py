@@ -169,8 +169,10 @@ def test_garbage_changes_no_neighbour_and_lies_in_dead_letters_as_it_came(broker
             assert worker.metric("streams_dead_letters_total", reason=reason) == count
         assert worker.metric("streams_events_total", topic="renders", outcome="malformed") == len(GARBAGE)
         letters = read_topic(broker.bootstrap, topics + "dead-letters", PARTITIONS)
-    sent = {(record.partition(), record.offset()): record.value()
-            for record in read_topic(broker.bootstrap, topics + "renders", PARTITIONS)}
+    sent = {
+        (record.partition(), record.offset()): record.value()
+        for record in read_topic(broker.bootstrap, topics + "renders", PARTITIONS)
+    }
     assert Counter((reason, value) for reason, value in GARBAGE) == Counter(
         (dict(letter.headers())["reason"].decode(), letter.value()) for letter in letters
     )

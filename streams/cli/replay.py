@@ -67,6 +67,7 @@ app = typer.Typer(invoke_without_command=True, epilog=EPILOG)
 app.command("diff", epilog=replay_diff.EPILOG)(replay_diff.command)
 app.command("rebuild", epilog=replay_rebuild.EPILOG)(replay_rebuild.command)
 
+
 @app.callback()
 def command(
     context: typer.Context,

@@ -97,9 +97,7 @@ async def _rebuild(
         stops = {topic: job.scope.reads_to(topic, rules) for topic in TOPICS}
         source = Source(reader, plan.starts, stops, rules.future_ms, key.value if key else None, digest)
         with progress(Console(stderr=True), plan.records, verb="Writing") as tell:
-            producer = PacedProducer[Copy](
-                connection, into, lambda copy, partition: None, partition=partition_for
-            )
+            producer = PacedProducer[Copy](connection, into, lambda copy, partition: None, partition=partition_for)
             await producer.send_batches(_missing(source, target, tell), asyncio.Event())
         return producer.sending.sent
 

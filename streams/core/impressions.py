@@ -98,8 +98,7 @@ class Rows(msgspec.Struct, frozen=True, array_like=True):
             strict=True,
         )
         return (
-            (key, ts, cost, which, born, next(places) if born & ANCHOR else 0)
-            for key, ts, cost, which, born in columns
+            (key, ts, cost, which, born, next(places) if born & ANCHOR else 0) for key, ts, cost, which, born in columns
         )
 
     def anchors(self, since: int) -> tuple[list[tuple[int, int]], int]:
@@ -370,4 +369,3 @@ class Impressions:
             anchors,
             [[segment.series for segment in ledgers[1:]] for ledgers in which] if segmented else [],
         )
-

@@ -454,9 +454,7 @@ class Partition:
         place = (np.cumsum(first) - 1).tolist() if again else []
         return first, [(place[at], before if is_row else place[before], is_row) for at, before, is_row in again]
 
-    def _judged(
-        self, renders: Sequence[Render], times: list[int], behinds: list[int], progress: Progress
-    ) -> _Judged:
+    def _judged(self, renders: Sequence[Render], times: list[int], behinds: list[int], progress: Progress) -> _Judged:
         """Decide rules 5, 6 and 8, and what each render costs."""
         known = map(self._ads.get, map(self._fields_of_ad, renders))
         ads = [ad or self._new_ad(render) for ad, render in zip(known, renders, strict=True)]

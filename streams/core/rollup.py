@@ -217,9 +217,7 @@ def window_of(series: Series, minute: int, cell: Cell, final_before: int) -> Win
 class Rollup:
     """The state of one partition of campaigns. Build it empty and `load` its table rows, then `apply` partials."""
 
-    def __init__(
-        self, windows_ms: tuple[int, ...], campaigns: Campaigns | None = None, ttl_ms: int = 30 * DAY
-    ) -> None:
+    def __init__(self, windows_ms: tuple[int, ...], campaigns: Campaigns | None = None, ttl_ms: int = 30 * DAY) -> None:
         self.windows_ms = windows_ms
         self.ttl_ms = ttl_ms
         self.campaigns = campaigns or Campaigns()

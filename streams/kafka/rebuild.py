@@ -172,5 +172,3 @@ class Target:
                 yield copy
             elif newest == (copy.origin, copy.offset):
                 del self.done[place]
-
-

@@ -99,9 +99,7 @@ class Collector:
         yield from self._segments(lines.segments)
         yield None
         yield _targets(reading.campaigns, campaigns)
-        yield GaugeMetricFamily(
-            "streams_overflow_campaigns", "Campaigns that are shown as one, _other", lines.overflow
-        )
+        yield GaugeMetricFamily("streams_overflow_campaigns", "Campaigns that are shown as one, _other", lines.overflow)
         yield GaugeMetricFamily("streams_overflow_sources", "Sources of campaigns that are not shown", hidden)
         yield from _events(reading)
         yield from _partitions(reading)
@@ -220,9 +218,7 @@ class Collector:
 
 def _targets(agreed: Campaigns, campaigns: Iterable[str]) -> Metric:
     """Targets of the campaigns that have gauges here: whoever shows the rate shows the target."""
-    family = GaugeMetricFamily(
-        "ads_viewability_target_ratio", "The viewable rate that was agreed", labels=["campaign"]
-    )
+    family = GaugeMetricFamily("ads_viewability_target_ratio", "The viewable rate that was agreed", labels=["campaign"])
     for name in campaigns:
         campaign = agreed.by_id.get(name)
         if campaign is not None and campaign.viewability_target is not None:

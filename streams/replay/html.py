@@ -47,7 +47,7 @@ def _page(document: Document) -> Iterator[str]:
     parameters, summary = document.parameters, document.summary
     rows = [*document.campaigns()]
     yield '<!doctype html><html lang="en"><meta charset="utf-8"><title>Replay</title>'
-    yield '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src \'unsafe-inline\'">'
+    yield "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
     yield '<meta name="viewport" content="width=device-width">'
     yield f"<style>{_STYLE}</style><h1>Replay of {_range(parameters)}</h1>"
     yield f"<p>{_finality(parameters, summary)}</p><h2>Campaigns</h2>{_table(_campaign_lines(rows))}"

@@ -21,8 +21,7 @@ from streams.replay.edge import Edge
 from streams.replay.scope import Scope
 
 REFUSED: Final = tuple(
-    OUTCOME_NAMES[outcome]
-    for outcome in (Outcome.LATE, Outcome.DUPLICATE, Outcome.INVALID_TRAFFIC, Outcome.REFRESH)
+    OUTCOME_NAMES[outcome] for outcome in (Outcome.LATE, Outcome.DUPLICATE, Outcome.INVALID_TRAFFIC, Outcome.REFRESH)
 )
 """What becomes of renders that are events and do not count."""
 
