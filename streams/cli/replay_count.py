@@ -270,8 +270,11 @@ def progress(
     console: Console, total: int | None, done: int = 0, unit: str = "events", verb: str = "Counting"
 ) -> Iterator[Tell]:
     """Show on a terminal how far it is, how fast, and for how long still; yield what to tell of more."""
+    if not console.is_terminal:
+        yield lambda more: None
+        return
     columns = (verb, BarColumn(), MofNCompleteColumn(), unit, "{task.fields[rate]}", TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=total, completed=done, rate="")
 
         def tell(more: int) -> None:
