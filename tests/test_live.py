@@ -245,8 +245,13 @@ async def test_a_reader_is_told_at_once_and_again_when_something_changes() -> No
         assert [row["served"] for row in (await next_event(answer))["rows"]] == ["3", "2", "1", "0"]
         reads = shop.reads
         await until(lambda: shop.reads > reads + 5, "it is looked again")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(answer.content.readuntil(b"\n\n"), 0.05)
         shop.bench.feed(RENDERS, render(77, campaign="c"))
-        assert [row["served"] for row in (await next_event(answer))["rows"]] == ["3", "2", "2", "0"], "and not before"
+        served = ["3", "2", "1", "0"]
+        while served == ["3", "2", "1", "0"]:  # figures that were being taken just then may have the old rows
+            served = [row["served"] for row in (await next_event(answer))["rows"]]
+        assert served == ["3", "2", "2", "0"]
 
 
 @pytest.mark.usefixtures("fast")

@@ -1,6 +1,7 @@
 """Counting a range again, without Kafka: what is cut off decides nothing, nor do kills and the order of reading."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,7 +22,16 @@ from tests.oracle import Logs
 
 SHORT = Rules(lateness_ms=40 * S, dedup_horizon_ms=30 * S, viewability_horizon_ms=50 * S, future_ms=5 * S)
 CAPPED = parse_campaigns("[campaigns.0]\nfrequency_cap = { impressions = 2, period = '120s' }\n", "adserver")
+OPEN = ExitStack()
+"""The stores that a test opened."""
 ENDED = {"has_ended": lambda topic, partition, fence: False}
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """Close what a test opened."""
+    with OPEN:
+        yield
 
 
 def appended_logs(seed: int, length: int, ids: int) -> Logs:
@@ -57,7 +67,7 @@ class Counted:
         starts: dict[Any, int] | None = None, edges: dict[int, Edge] | None = None, path: Path | None = None,
         seed: int = 0, kills: int = 0,
     ) -> None:  # fmt: skip
-        self.store = Store(path)
+        self.store = OPEN.enter_context(Store(path))
         self.campaigns = campaigns or Campaigns()
         self._args = (self.store, scope, rules, self.campaigns, len(logs), edges)
         self.count = Count(*self._args)
@@ -154,7 +164,7 @@ def test_memory_is_bounded_by_the_horizons_however_long_the_range_and_uneven_the
     """Ten times the horizons, and partitions of one, five and twenty-five renders a second."""
     seconds = 10 * (SHORT.lateness_ms + SHORT.viewability_horizon_ms) // S
     rates = (1, 5, 25)
-    count = Count(Store(tmp_path / "run.sqlite"), Scope(), SHORT, Campaigns(), len(rates))
+    count = Count(OPEN.enter_context(Store(tmp_path / "run.sqlite")), Scope(), SHORT, Campaigns(), len(rates))
     most = [0] * len(rates)
     offsets = [0] * len(rates)
     for second in range(0, seconds, 10):
