@@ -201,8 +201,7 @@ def _scrapes(one: Worker, probes: Sequence[int], every_s: float, deadline: float
     found: list[Scrape] = []
     due = time.monotonic()
     while not found or found[-1].seen != list(probes):
-        connection.request("GET", "/metrics")
-        page = connection.getresponse().read()
+        page = _page(connection)
         now = time.monotonic()
         if now > deadline:
             raise RuntimeError("not all probes were ever seen")
@@ -210,6 +209,16 @@ def _scrapes(one: Worker, probes: Sequence[int], every_s: float, deadline: float
         due = max(due + every_s, now)
         time.sleep(max(0.0, due - time.monotonic()))
     return found
+
+
+def _page(connection: http.client.HTTPConnection) -> bytes:
+    """Scrape once; where the worker closed the connection, as it had too many, on a new one, as Prometheus does."""
+    while True:
+        try:
+            connection.request("GET", "/metrics")
+            return connection.getresponse().read()
+        except ConnectionError:
+            connection.close()
 
 
 def _count(page: bytes, name: bytes) -> int:
