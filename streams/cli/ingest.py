@@ -20,6 +20,7 @@ from streams.cli.shared import (
     JsonOption,
     PrefixOption,
     connection_from,
+    count_for_long,
     fail,
     finish,
     reading_bar,
@@ -128,6 +129,7 @@ def command(
         prices={} if table is None else _prices(table),
     )
     run = Run(system, files, options, strict)
+    count_for_long()
     with run.progress():
         if to is Destination.KAFKA:
             run.to_kafka(settings)
