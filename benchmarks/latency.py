@@ -217,7 +217,7 @@ def _page(connection: http.client.HTTPConnection) -> bytes:
         try:
             connection.request("GET", "/metrics")
             return connection.getresponse().read()
-        except ConnectionError:
+        except (ConnectionResetError, BrokenPipeError):  # of a worker that is gone it is ConnectionRefusedError
             connection.close()
 
 

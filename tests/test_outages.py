@@ -136,6 +136,7 @@ def test_connections_that_are_slow_cut_and_refused_for_a_while_lose_and_double_n
             assert before < EVENTS, "work was left when the connections were cut"
             proxy.is_away = False
             assert_goes_on(worker, since, before)
+            time.sleep(3)
             assert is_ready(worker)
             proxy.delay_s = 0
             assert_settles(truth, worker)

@@ -19,8 +19,8 @@ from streams.cli.shared import (
     BrokerOption,
     JsonOption,
     PrefixOption,
+    collect_seldom,
     connection_from,
-    count_for_long,
     fail,
     finish,
     reading_bar,
@@ -129,7 +129,7 @@ def command(
         prices={} if table is None else _prices(table),
     )
     run = Run(system, files, options, strict)
-    count_for_long()
+    collect_seldom()
     with run.progress():
         if to is Destination.KAFKA:
             run.to_kafka(settings)

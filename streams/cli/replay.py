@@ -30,7 +30,7 @@ from streams.cli.shared import (
     JsonOption,
     PrefixOption,
     campaigns_from,
-    count_for_long,
+    collect_seldom,
     fail,
     finish,
     settings_from,
@@ -215,7 +215,7 @@ def _bind(store: Store, job: Job, parameters: dict[str, Any], restart: bool) -> 
 
 
 def _count(job: Job, store: Store) -> None:
-    count_for_long()
+    collect_seldom()
     console = Console(stderr=True)
     if job.files and store.get("summary") is None:
         count_files(job, store, console)

@@ -1,10 +1,8 @@
 """What several verbs share: flags, settings, and how an error is told."""
 
 import asyncio
-import ctypes
 import gc
 import os
-import platform
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -35,9 +33,6 @@ T = TypeVar("T")
 _COLLECT_AFTER: Final = (100_000, 50, 1_000)
 """State is millions of objects that hold no cycles. With Python's own thresholds the collector of cycles looks at them
 so often that it takes a third of all CPU."""
-
-_MALLOPT: Final = {-8: 1, -3: 4 << 20, -1: 16 << 20}
-"""M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3): one arena, and what has 4 MiB is its own."""
 
 TOLD: Final = (TopicsError, SiteError, JournalError, TableError, LeaseError, ProduceError)
 """Errors that end a command with one clear line."""
@@ -144,17 +139,9 @@ def duration(text: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
-def count_for_long() -> None:
-    """Make Python and the C library ready for a process that counts for long.
-
-    Cycles are looked for less often, and large pieces of memory go back to the system when they are freed: glibc keeps
-    them for the thread that had them, and then takes a fifth more and never gives it back.
-    """
+def collect_seldom() -> None:
+    """Let Python look for cycles less often, in a process that counts for long."""
     gc.set_threshold(*_COLLECT_AFTER)
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for parameter, value in _MALLOPT.items():
-            libc.mallopt(parameter, value)
 
 
 def write_json(value: Any) -> None:

@@ -22,8 +22,8 @@ from streams.cli.shared import (
     PortOption,
     PrefixOption,
     campaigns_from,
+    collect_seldom,
     connection_from,
-    count_for_long,
     finish,
     read_campaigns,
     settings_from,
@@ -69,7 +69,7 @@ def command(
         broker=broker, topic_prefix=topic_prefix, http_host=http_host, http_port=http_port, log_level=log_level
     )
     configure_logging(settings.log_level, TOLD)
-    count_for_long()
+    collect_seldom()
     sys.setswitchinterval(_SWITCH_S)
     try:
         finish(_work(settings, campaigns_from(settings), accept_settings, accept_loss))
