@@ -9,11 +9,11 @@ from confluent_kafka import Producer
 from numpy.typing import NDArray
 
 from benchmarks.load import CAMPAIGNS, Truth, send
+from streams.core.delta import Delta, Marks, Progress
 from streams.core.events import RENDERS, TOPICS, VIEWABILITY
 from streams.core.impressions import ANCHOR, COUNTED, SAID_MEASURABLE, SAID_VIEWABLE, Rows
 from streams.core.journal import Claim, Position
 from streams.core.panes import Series
-from streams.core.partition import Delta, Marks, Progress
 from streams.core.rules import Outcome
 from streams.kafka.topics import JOURNAL, changelog
 from streams.settings import Settings

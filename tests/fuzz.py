@@ -17,8 +17,9 @@ if __name__ == "__main__":
         import streams.core.partition
         import streams.wire.events  # noqa: F401
 
+from streams.core.delta import Batch
 from streams.core.events import TOPICS, Click, Malformed, Render, Viewability
-from streams.core.partition import Batch, Partition
+from streams.core.partition import Partition
 from streams.core.rules import Rules
 from streams.wire.events import REASONS, decoder
 

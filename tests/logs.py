@@ -10,8 +10,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from streams.core.delta import Batch
 from streams.core.panes import Series, Touched
-from streams.core.partition import Batch, Partition
+from streams.core.partition import Partition
 from streams.core.rules import OUTCOME_NAMES, Rules
 from streams.wire.campaigns import parse_campaigns
 from streams.wire.events import decoder

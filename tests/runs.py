@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from streams.core.partition import NEVER, Partition
+from streams.core.delta import NEVER
+from streams.core.partition import Partition
 from streams.core.rollup import Head, Partial
 from streams.core.rules import Rules
 from streams.wire.records import decode_delta, encode_delta, encode_partial
@@ -136,7 +137,7 @@ def due(dates: Any) -> Any:
 
 
 _SPECIAL = {
-    "Campaigns": lambda campaigns: plain(campaigns.by_id), "Impressions": remembered, "_DueDates": due,
+    "Campaigns": lambda campaigns: plain(campaigns.by_id), "Impressions": remembered, "DueDates": due,
     "IPv4Network": str, "IPv6Network": str,
 }  # fmt: skip
 

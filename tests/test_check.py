@@ -12,8 +12,8 @@ from confluent_kafka import Producer
 from typer.testing import CliRunner, Result
 
 from streams.cli import app
+from streams.core.delta import Batch
 from streams.core.events import CLICKS, RENDERS, VIEWABILITY, Click, Event, Malformed, Render, Viewability
-from streams.core.partition import Batch
 from streams.core.rules import HOUR, Key, Rules
 from streams.kafka.broker import HOST, EmbeddedBroker
 from streams.kafka.topics import all_topics

@@ -13,7 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from streams.cli import app
-from streams.core.partition import Refused
+from streams.core.delta import Refused
 from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.crash import RETRY_POINTS
 from streams.wire.letters import Letter, LetterError, Mark, Place, mark_headers, read_letter, retry_headers

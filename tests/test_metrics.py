@@ -6,9 +6,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from streams.core.campaigns import Campaigns
+from streams.core.delta import Batch
 from streams.core.events import CLICKS, RENDERS, VIEWABILITY, Click, Render, Viewability
 from streams.core.panes import Cell
-from streams.core.partition import Batch, Partition
+from streams.core.partition import Partition
 from streams.core.rollup import Head, Partial, Rollup
 from streams.core.rules import OUTCOME_NAMES, Rules
 from streams.metrics.collector import Collector

@@ -8,8 +8,8 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streams.core.delta import NEVER
 from streams.core.panes import Cell, Rolling, Series, Touched
-from streams.core.partition import NEVER
 from streams.core.rollup import Farewell, Head, Lifetime, Partial, Rollup, RowKey, Window
 from streams.wire.campaigns import parse_campaigns
 from streams.wire.records import (

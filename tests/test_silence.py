@@ -1,7 +1,8 @@
 """A topic that is read to its end and gives nothing does not hold back the others."""
 
+from streams.core.delta import NEVER, Batch
 from streams.core.events import CLICKS, RENDERS, TOPICS, VIEWABILITY, Render, Viewability
-from streams.core.partition import NEVER, Batch, Partition
+from streams.core.partition import Partition
 from streams.core.rules import HOUR, MINUTE, SECOND, Outcome, Rules
 from streams.wire.records import decode_delta, encode_delta
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from streams.core.delta import Delta, Refused
 from streams.core.events import Click, Malformed, Render, Viewability
 from streams.core.journal import Claim, Position
 from streams.core.panes import Cell, Series, Touched
-from streams.core.partition import Delta, Partition, Refused
+from streams.core.partition import Partition
 from streams.core.rollup import Clock, Head, Lifetime, Partial, RowKey, Share, Window
 from streams.core.rules import Outcome, Rules
 from streams.wire import records

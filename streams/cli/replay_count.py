@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from streams.cli.shared import connection_from
 from streams.core.campaigns import Campaigns
+from streams.core.delta import NEVER
 from streams.core.events import RENDERS, TOPICS
 from streams.core.panes import TUMBLING_MS
-from streams.core.partition import NEVER
 from streams.kafka.publish import WindowsTopic
 from streams.kafka.reader import Extent, Reader
 from streams.kafka.topics import WINDOWS, TopicsError

@@ -8,7 +8,6 @@ and folding the deltas of a partition in order gives the state that wrote them, 
     clicks  ──┘
 """
 
-import heapq
 from array import array
 from bisect import bisect_left
 from collections import deque
@@ -18,7 +17,6 @@ from itertools import compress
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-import msgspec
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 from streams.core.books import Books
 from streams.core.bulk import WORTH, count_rows, count_views, mark, repeated
 from streams.core.campaigns import BASIS, Campaigns, Cap, Caps
+from streams.core.delta import NEVER, Batch, Delta, Marks, Progress, Refused
 from streams.core.events import (
     CLICKS,
     DEFAULT_CURRENCY,
@@ -68,6 +67,7 @@ from streams.core.refresh import NOWHERE, Anchors, ad_of
 from streams.core.rules import Outcome, PlainRules, Rules
 from streams.core.standards import STANDARDS, standard_of, verdict
 from streams.core.traffic import INVALID_REASONS, Addresses, invalid_reason
+from streams.core.waiting import DueDates, Waiting
 
 # To read a member of an enum class costs as much as a call in Python 3.11: these stand in.
 _COUNTED: Final = Outcome.COUNTED
@@ -80,9 +80,6 @@ _ORPHAN: Final = Outcome.ORPHAN
 _REFRESH: Final = Outcome.REFRESH
 
 _UNSIGNED: Final = 2**64 - 1
-
-NEVER: Final = -1
-"""The stream time of a topic partition that has given no event yet."""
 
 FUTURE: Final = _FUTURE.name.lower()
 """Why a record whose event lies too far ahead of it is refused."""
@@ -102,103 +99,6 @@ _SAYS: Final[Mapping[str, int]] = {
     "not_viewable": SAID_MEASURABLE,
     "viewable": SAID_MEASURABLE | SAID_VIEWABLE,
 }
-
-
-class Batch(msgspec.Struct, frozen=True):
-    """Consecutive records of one topic partition, decoded: `events[i]` lay at `offsets[i]`."""
-
-    topic: str
-    offsets: Sequence[int]
-    events: Sequence[Event | Malformed]
-    next_offset: int
-    """Where reading goes on after this batch."""
-    timestamps: Sequence[int | None] = ()
-    """The own time of each record in ms, None where it has none; nothing at all for files, which have none."""
-
-
-def piece(batch: Batch, start: int, stop: int) -> Batch:
-    """Return the records of a batch from `start` to `stop`, as a batch."""
-    offsets = batch.offsets[start:stop]
-    return Batch(batch.topic, offsets, batch.events[start:stop], offsets[-1] + 1, batch.timestamps[start:stop])
-
-
-class Refused(msgspec.Struct, frozen=True):
-    """A record that goes to `dead-letters`: where it lay and why."""
-
-    topic: str
-    offset: int
-    reason: str
-    detail: str
-
-
-class Waiting(msgspec.Struct, array_like=True, gc=False):
-    """A view or click whose render has not come yet, with all that its decision will need."""
-
-    topic: str
-    offset: int
-    key: int
-    ts: int
-    says: int
-    """What it says, as bits of a row; a raw signal, a byte for each standard that its render may have."""
-    click: int
-    """64-bit key of the click's id, 0 if it has none; for a view 0 as well."""
-    seq: int
-    """The journal record that first told of it."""
-
-
-class Marks(msgspec.Struct, frozen=True, array_like=True):
-    """Counted views as columns (the row of each, and what it says as bits of a row), and counted clicks.
-
-    A click is its row and the 64-bit key of its id, 0 if it has none.
-    """
-
-    rows: bytes
-    says: bytes
-    clicks: list[tuple[int, int]]
-
-
-class Progress(msgspec.Struct, array_like=True):
-    """How far one input topic has been read, and what became of it. All of it is cumulative."""
-
-    fence: int = 0
-    """Offset after the last applied record: records below it are in the state already."""
-    stream_time: int = NEVER
-    outcomes: list[int] = msgspec.field(default_factory=lambda: [0] * len(Outcome))
-
-    @property
-    def consumed(self) -> int:
-        """Records read so far, whatever became of them, without those that wait."""
-        return sum(self.outcomes)
-
-    def copy(self) -> "Progress":
-        """Return progress of its own with the same figures."""
-        return Progress(self.fence, self.stream_time, list(self.outcomes))
-
-
-class Delta(msgspec.Struct, frozen=True, array_like=True):
-    """What happened to a partition between two `take`s: one journal record. Progress and counts are absolute."""
-
-    seq: int
-    fences_before: list[int]
-    progress: list[Progress]
-    reasons: dict[str, int]
-    bound: int
-    """Panes before this are final, and a confirmed partial has said so: what lies there is forgotten."""
-    rows: Rows
-    marks: Marks
-    waiting: list[Waiting]
-    settled: list[tuple[str, int]]
-    """(topic, offset) of what earlier records said is waiting, and waits no more."""
-    invalid: dict[str, int] = {}
-    unchecked: int = 0
-    click_credits: int = 0
-    """What a counted click is worth, as bits of a row."""
-    rules: PlainRules = {}
-    """What all of this was decided by."""
-    caps: list[tuple[int, int, int]] = []
-    """(end of a period in ms, key of (source, campaign, viewer), impressions in it so far)."""
-    campaigns: str = ""
-    """Hash of the campaigns' history up to the stream time of renders."""
 
 
 def _says(view: Viewability) -> int:
@@ -290,7 +190,7 @@ class Partition:
         self.pending = dict.fromkeys(TOPICS, 0)
         """How many events of each topic wait."""
         self._held: dict[tuple[str, int], Waiting] = {}
-        self._due = _DueDates()
+        self._due = DueDates()
         self._deciders: dict[str, Callable[[Sequence[int], Any, Progress], None]] = {
             RENDERS: self._renders,
             VIEWABILITY: self._views,
@@ -903,32 +803,3 @@ class Partition:
             numbers.append(seq)
             self._records.popleft()
         return numbers
-
-
-class _DueDates:
-    """What waits, by the pane of its time, so that what can wait no longer is found without a search."""
-
-    def __init__(self) -> None:
-        self._panes: dict[int, dict[tuple[str, int], Waiting]] = {}
-        self._order: list[int] = []
-
-    def add(self, waiting: Waiting) -> None:
-        pane = pane_of(waiting.ts)
-        if pane not in self._panes:
-            self._panes[pane] = {}
-            heapq.heappush(self._order, pane)
-        self._panes[pane][waiting.topic, waiting.offset] = waiting
-
-    def remove(self, waiting: Waiting) -> None:
-        self._panes.get(pane_of(waiting.ts), {}).pop((waiting.topic, waiting.offset), None)
-
-    def before(self, ts_ms: int) -> list[Waiting]:
-        """Return what has an earlier time; panes that are empty and past are dropped."""
-        found: list[Waiting] = []
-        while self._order and self._order[0] < ts_ms:
-            held = self._panes[self._order[0]]
-            found += [waiting for waiting in held.values() if waiting.ts < ts_ms]
-            if self._order[0] + PANE_MS > ts_ms:
-                break
-            del self._panes[heapq.heappop(self._order)]
-        return found

@@ -16,10 +16,10 @@ import msgspec
 
 from streams.core import rates
 from streams.core.campaigns import Campaigns
+from streams.core.delta import NEVER
 from streams.core.events import NO_CURRENCY
 from streams.core.money import decimal_text
 from streams.core.panes import TUMBLING_MS, Cell, Rolling, Series, Touched, minute_of, pane_of
-from streams.core.partition import NEVER
 from streams.core.rules import DAY
 
 PUBLISH_DELAY_MS = 10_000

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any, Final
 
+from streams.core.delta import Batch
 from streams.core.events import TOPICS, Malformed
-from streams.core.partition import Batch
 from streams.wire.events import decoder
 
 CHUNK: Final = 2_000

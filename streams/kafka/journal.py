@@ -6,9 +6,10 @@ Law: a journal that has a hole or a record that cannot be read is refused by nam
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from streams.core.delta import Delta
 from streams.core.events import RENDERS, TOPICS
 from streams.core.journal import ChainError, Claim, Position, chain
-from streams.core.partition import Delta, Partition
+from streams.core.partition import Partition
 from streams.wire.records import RecordError, decode_claim, decode_delta, is_claim
 
 

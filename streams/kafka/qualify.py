@@ -15,10 +15,11 @@ import xxhash
 from faust.types import TP
 
 from streams.core.campaigns import Campaigns
+from streams.core.delta import NEVER
 from streams.core.events import RENDERS, TOPICS
 from streams.core.journal import Claim, Position, next_epoch
 from streams.core.panes import Touched
-from streams.core.partition import NEVER, Partition
+from streams.core.partition import Partition
 from streams.core.rollup import Head, Partial
 from streams.core.rules import LIFT_BEHIND_MS, PlainRules, Rules
 from streams.kafka.backlog import Backlog, Chunk, chunks

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
+from streams.core.delta import NEVER
 from streams.core.events import TOPICS, Malformed
-from streams.core.partition import NEVER
 from streams.core.rules import Key
 from streams.kafka.backlog import APPENDED, appended_ms
 from streams.kafka.connection import Connection

@@ -10,9 +10,9 @@ from time import monotonic
 from typing import Any
 
 from streams.core.campaigns import Campaigns
+from streams.core.delta import NEVER
 from streams.core.journal import next_epoch
 from streams.core.panes import Series
-from streams.core.partition import NEVER
 from streams.core.rollup import Rollup, Row, RowKey
 from streams.kafka.crash import reached
 from streams.kafka.tables import PartitionTable

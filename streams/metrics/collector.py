@@ -13,10 +13,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from streams.core import rates
 from streams.core.campaigns import Campaigns
+from streams.core.delta import NEVER
 from streams.core.events import NO_CURRENCY, TOPICS
 from streams.core.money import NANO
 from streams.core.panes import Cell
-from streams.core.partition import NEVER
 from streams.core.rules import OUTCOME_NAMES
 from streams.core.traffic import INVALID_REASONS
 from streams.metrics.exposition import Families, Labels, Table

@@ -9,8 +9,9 @@ from heapq import nlargest
 from typing import Final, NamedTuple, TypeVar
 
 from streams.core.campaigns import Campaigns
+from streams.core.delta import NEVER
 from streams.core.panes import Cell, Series
-from streams.core.partition import NEVER, Partition
+from streams.core.partition import Partition
 from streams.core.rollup import Account, Rollup
 
 K = TypeVar("K", bound=Hashable)

@@ -19,11 +19,12 @@ import xxhash
 from numpy.typing import NDArray
 
 from streams.core.campaigns import Campaigns
+from streams.core.delta import Progress, Refused
 from streams.core.discrepancy import Place, Said
 from streams.core.events import DEFAULT_SOURCE, RENDERS, Render
 from streams.core.impressions import COUNTED, INVALID, Numbers
 from streams.core.panes import pane_of
-from streams.core.partition import FUTURE, Partition, Progress, Refused
+from streams.core.partition import FUTURE, Partition
 from streams.core.rules import Outcome, Rules
 from streams.replay.recount import Slicing
 

@@ -11,9 +11,10 @@ from itertools import compress
 from typing import Final, TypeVar
 
 from streams.core.campaigns import Campaigns
+from streams.core.delta import NEVER, Batch, piece
 from streams.core.events import RENDERS, TOPICS, Malformed
 from streams.core.panes import pane_of
-from streams.core.partition import NEVER, Batch, Partition, piece
+from streams.core.partition import Partition
 from streams.core.rules import LIFT_BEHIND_MS, OUTCOME_NAMES, Rules
 from streams.replay.edge import Edge
 from streams.replay.scope import Scope

@@ -16,6 +16,7 @@ import orjson
 from numpy.typing import NDArray
 
 from streams.core.campaigns import Campaigns
+from streams.core.delta import Batch, Progress, Refused, piece
 from streams.core.events import (
     DEFAULT_SOURCE,
     RENDERS,
@@ -39,9 +40,10 @@ from streams.core.impressions import (
 )
 from streams.core.money import decimal_text
 from streams.core.panes import Ledgers, minute_of
-from streams.core.partition import Batch, Partition, Progress, Refused, Waiting, identity, piece
+from streams.core.partition import Partition, identity
 from streams.core.refresh import NOWHERE, place_of
 from streams.core.rules import OUTCOME_NAMES, SECOND, Outcome, Rules
+from streams.core.waiting import Waiting
 from streams.wire.events import decoder
 
 PENDING: Final = "pending"

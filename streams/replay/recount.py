@@ -15,9 +15,10 @@ from datetime import date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
 from typing import Any, Final
 
+from streams.core.delta import Batch
 from streams.core.events import RENDERS, TOPICS, Malformed
 from streams.core.panes import Cell, Series
-from streams.core.partition import Batch, Partition
+from streams.core.partition import Partition
 from streams.core.rules import DAY, OUTCOME_NAMES
 from streams.replay.files import EventFile
 from streams.wire.events import decoder

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from streams.core.delta import Batch
 from streams.core.events import CLICKS, RENDERS, VIEWABILITY, Event, Malformed, Render
-from streams.core.partition import Batch, identity
+from streams.core.partition import identity
 from streams.core.rules import SECOND, Rules
 
 CLOCK_MS: Final = SECOND

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import orjson
 
+from streams.core.delta import Delta
 from streams.core.panes import PANE_MS, Cell, Series, Touched
-from streams.core.partition import Delta
 from streams.replay.tally import Refused
 from streams.wire.records import RecordError, decode_delta, encode_delta
 

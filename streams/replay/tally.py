@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams.core.campaigns import Campaigns
+from streams.core.delta import Progress
 from streams.core.events import DEFAULT_SOURCE, RENDERS, Render
 from streams.core.impressions import COUNTED, INVALID, Numbers
 from streams.core.panes import minute_of
-from streams.core.partition import Partition, Progress, identity
+from streams.core.partition import Partition, identity
 from streams.core.refresh import NOWHERE, place_of
 from streams.core.rules import OUTCOME_NAMES, Outcome, Rules
 from streams.replay.edge import Edge

@@ -10,8 +10,8 @@ from typing import Final
 
 from streams.core.campaigns import Campaigns
 from streams.core.events import RENDERS, Event, Malformed
-from streams.core.partition import Waiting
 from streams.core.rules import Outcome, Rules
+from streams.core.waiting import Waiting
 from streams.replay.explain import PENDING, Finding, Place, Search, Witness
 
 BEFORE: Final = -1

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final, TypeVar
 
+from streams.core.delta import NEVER
 from streams.core.panes import PANE_MS, Cell, Series
-from streams.core.partition import NEVER
 from streams.metrics.reading import Line, Reading, by_campaign, in_steps, shown_time
 from streams.settings import Settings
 

@@ -11,9 +11,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 import xxhash
 
+from streams.core.delta import Delta, Refused
 from streams.core.journal import Claim, Position
 from streams.core.panes import Series
-from streams.core.partition import Delta, Refused
 from streams.core.rollup import Clock, Farewell, Head, Lifetime, Partial, Row, RowKey, Share, Window
 
 FORMAT: Final = 2
