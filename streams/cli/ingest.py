@@ -53,6 +53,7 @@ _SHOWN: Final = 20
 _LINES: Final = 200
 """Lines that are read together."""
 
+# mypy wants to read the members of an enum; these are what SYSTEMS has.
 SystemName = StrEnum("SystemName", {name.upper().replace("-", "_"): name for name in SYSTEMS})  # type: ignore[misc]
 
 

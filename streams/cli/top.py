@@ -37,6 +37,7 @@ _UNAUTHORIZED: Final = (401, 403)
 _KEY: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z~]|.", re.DOTALL)
 """A special key, as a terminal sends it, or a character."""
 
+# mypy wants to read the members of an enum; these are what ORDERS has.
 Order = StrEnum("Order", list(ORDERS))  # type: ignore[misc]
 _BY_SERVED: Final = Order("served")
 

@@ -255,7 +255,7 @@ class Partition:
             return False
         if not own_times or None in own_times:
             return not own_times
-        earliest: int = min(own_times)  # type: ignore[type-var, assignment]
+        earliest: int = min(own_times)  # type: ignore[type-var, assignment]  # none of them is None, see above
         newest: int = max(map(_ts_of, events))
         return newest <= earliest + self.rules.future_ms
 

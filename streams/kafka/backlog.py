@@ -59,6 +59,7 @@ def appended_ms(records: list[Any]) -> list[int | None]:
     """Return when each record was first appended: what its header `appended` says, else Kafka's time; None without."""
     times: list[int | None] = [*map(_timestamp, records)]
     distinct = set(times)  # those of records that were appended together are the same
+    # That `min` meets no None mypy cannot see.
     if None in distinct or min(distinct) < 0 or any(map(_headers, records)):  # type: ignore[type-var, operator]
         return [_appended_ms(record) for record in records]
     return times

@@ -23,7 +23,7 @@ from streams.metrics.exposition import Families, Labels, Table
 from streams.metrics.reading import Line, Reading, by_campaign, in_steps, loudest, summed
 from streams.wire.events import REASONS
 
-disable_created_metrics()  # type: ignore[no-untyped-call]
+disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no types there
 
 _Number = int | float
 

@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS refused (
     campaign TEXT, source TEXT, minute, outcome TEXT, count, PRIMARY KEY (campaign, source, minute, outcome)
 ) WITHOUT ROWID;
 """
+# Here and below, what is put into a statement are names of our own; all values are bound.
 _PUT_CELL: Final = f"INSERT OR REPLACE INTO cells VALUES ({', '.join('?' * (5 + len(_FIGURES)))})"  # noqa: S608
 _ORDER: Final = "ORDER BY campaign, currency, source, pane"
 _ADD_REFUSED: Final = (

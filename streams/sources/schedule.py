@@ -27,6 +27,12 @@ _AGAIN_MS = 20_000  # at most; half of what comes again does so within an eighth
 _LATEST_REFRESH_MS = 29_000
 _CLICK_MS = 10_000
 _BIG_BYTES = 5_000_000
+_DECLARED = 0.5
+"""Share of refreshes that say so,"""
+_SPEAKS = 0.5
+"""of tags that fail and still say something,"""
+_STRAY_VIEWS = 0.8
+"""and of views among what has no render; the others are clicks."""
 
 
 class Scheduled(NamedTuple):
@@ -189,7 +195,7 @@ class EventMaker:
     def _render(self, plan: Plan, ids: str, made: Made) -> bytes:
         chance = self._chance
         agent = _CRAWLER if made == "bot" else _BROWSER
-        declared = '"refresh":{"type":"time","min_interval_s":30},' if made == "refresh" and chance() < 0.5 else ""  # noqa: PLR2004
+        declared = '"refresh":{"type":"time","min_interval_s":30},' if made == "refresh" and chance() < _DECLARED else ""
         return (
             f'{ids}"campaign_id":"{plan.campaign.campaign_id}","ts":{plan.at_ms},"page_view_id":"{plan.page_view_id}",'
             f'"slot_id":"{plan.slot_id}","creative_id":"{plan.creative_id}",{plan.campaign.price},'
@@ -203,7 +209,7 @@ class EventMaker:
         chance, mix = self._chance, self._mix
         after = int(chance() * 2_000)
         if chance() >= measurable:
-            if chance() < 0.5:  # noqa: PLR2004  a tag that failed speaks, or does not
+            if chance() < _SPEAKS:
                 self._view(shown, after, "undetermined", ())
         elif chance() >= viewable:
             self._view(shown, after, "not_viewable", ("measurable",))
@@ -232,7 +238,7 @@ class EventMaker:
         self._put(plan.at_ms, topic, plan.viewer_id.encode(), value, Fact(topic, "malformed", reason=reason))
 
     def _stray(self, plan: Plan) -> None:
-        topic, kind = (VIEWABILITY, ',"kind":"viewable"') if self._chance() < 0.8 else (CLICKS, "")  # noqa: PLR2004
+        topic, kind = (VIEWABILITY, ',"kind":"viewable"') if self._chance() < _STRAY_VIEWS else (CLICKS, "")
         value = (
             f'{{"impression_id":"{plan.impression_id}-never","viewer_id":"{plan.viewer_id}","ts":{plan.at_ms}{kind}}}'
         ).encode()

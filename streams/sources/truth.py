@@ -46,7 +46,7 @@ class Fact(NamedTuple):
 class Truth:
     """The expected outcomes of each topic and the expected figures of each campaign and currency."""
 
-    def __init__(self, seed: int = 0, rules: Rules = Rules()) -> None:  # noqa: B008
+    def __init__(self, seed: int = 0, rules: Rules = Rules()) -> None:  # noqa: B008 - frozen
         self.seed = seed
         self._patience_ms = rules.lateness_ms + rules.early_ms
         self._facts: Counter[Fact] = Counter()
