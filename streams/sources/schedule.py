@@ -195,7 +195,9 @@ class EventMaker:
     def _render(self, plan: Plan, ids: str, made: Made) -> bytes:
         chance = self._chance
         agent = _CRAWLER if made == "bot" else _BROWSER
-        declared = '"refresh":{"type":"time","min_interval_s":30},' if made == "refresh" and chance() < _DECLARED else ""
+        declared = (
+            '"refresh":{"type":"time","min_interval_s":30},' if made == "refresh" and chance() < _DECLARED else ""
+        )
         return (
             f'{ids}"campaign_id":"{plan.campaign.campaign_id}","ts":{plan.at_ms},"page_view_id":"{plan.page_view_id}",'
             f'"slot_id":"{plan.slot_id}","creative_id":"{plan.creative_id}",{plan.campaign.price},'
