@@ -16,7 +16,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from streams.core.rules import MINUTE, Rules
-from streams.kafka.topics import WINDOWS
+from streams.kafka.topics import PARTIALS, WINDOWS
 from tests.conftest import GROUP, create_topics
 from tests.logs import TOPICS
 from tests.worker import read_topic
@@ -119,15 +119,15 @@ class Loaded:
         return found
 
     def committed(self) -> dict[Any, int]:
-        """The offsets of the workers' group on the topics that the replay reads."""
+        """The offsets of the workers' group on the topics that it reads."""
 
         async def ask() -> dict[Any, int]:
             admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
             await admin.start()
             offsets = await admin.list_consumer_group_offsets(self.prefix + GROUP)
             await admin.close()
-            inputs = {self.prefix + topic for topic in TOPICS}
-            return {place: one.offset for place, one in offsets.items() if place.topic in inputs}
+            read = {self.prefix + topic for topic in (*TOPICS, PARTIALS)}
+            return {place: one.offset for place, one in offsets.items() if place.topic in read}
 
         return asyncio.run(ask())
 

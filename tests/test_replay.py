@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient
 from streams.core.rules import MINUTE, Rules
 from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.reader import Reader
-from streams.kafka.topics import WINDOWS
+from streams.kafka.topics import PARTIALS, WINDOWS
 from streams.replay.document import read
 from tests import oracle
 from tests.loaded import LENGTH_MIN, PARTITIONS, RULES, SETTINGS, Loaded, Place, Sent, a_start, made, records_of
@@ -100,6 +100,7 @@ def live(broker: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def _await_rest(worker: WorkerProcess, loaded: Loaded, records: list[Sent]) -> None:
+    """Wait until the events are counted, and the last windows published: a partial's offset is committed after them."""
     sent = Counter(loaded.prefix + one.topic for one in records)
     before: list[Any] = [None]
 
@@ -108,7 +109,9 @@ def _await_rest(worker: WorkerProcess, loaded: Loaded, records: list[Sent]) -> N
         committed: Counter[str] = Counter()
         for place, offset in loaded.committed().items():
             committed[place.topic] += offset
-        return bool(last == before[0]) and committed == sent
+        partials = loaded.prefix + PARTIALS
+        ends = {partials: len(read_topic(loaded.bootstrap, partials, PARTITIONS))}
+        return bool(last == before[0]) and committed == sent | ends
 
     wait_until(is_settled, "all is counted and committed, and the worker at rest")
 
