@@ -79,6 +79,11 @@ def test_null_is_no_price_and_0_is_one():
         ("٣", "cpm"),
         ("9" * 401, "cpm"),
         ("0." + "0" * 400, "cpm"),
+        ("0" * 400 + ".", "cpm"),
+        ("1000000.000001", "cpm"),
+        ("1000000.000000001", "impression"),
+        ("1000000000001", "micros_cpm"),
+        ("1000000000000.001", "micros_impression"),
     ],
 )
 def test_what_is_no_price_is_refused_in_words_that_do_not_repeat_it(price, unit):
