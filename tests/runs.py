@@ -136,7 +136,15 @@ def due(dates: Any) -> Any:
     return found, findable
 
 
+def anchored(anchors: Any) -> Any:
+    """The anchors that are needed: others lie there until all of their part can be forgotten."""
+    places = {*anchors.newer, *anchors.older}
+    needed = {place: sorted(ts for ts in anchors.of(place) if ts >= anchors.since) for place in places}
+    return anchors.since, {place: times for place, times in needed.items() if times}
+
+
 _SPECIAL = {
+    "Anchors": anchored,
     "Campaigns": lambda campaigns: plain(campaigns.by_id), "Impressions": remembered, "DueDates": due,
     "IPv4Network": str, "IPv6Network": str,
 }  # fmt: skip

@@ -85,6 +85,14 @@ MUTANTS = [
         "core/money.py", "quantize(quantum, ROUND_HALF_EVEN", "quantize(quantum, 'ROUND_HALF_UP'", "money",
     ),
     Mutant(
+        "a plain price may have a place more than nano-units",
+        "core/money.py", "if spare < 0 or", "if spare < -1 or", "money",
+    ),
+    Mutant(
+        "a plain price may be larger than the largest",
+        "core/money.py", "nano <= most", "nano <= 10 * most", "money",
+    ),
+    Mutant(
         "a view is an orphan while its render can still come",
         "core/partition.py",
         "self._due.before(self._earliest_possible_render() - self.rules.early_ms)",
@@ -191,7 +199,7 @@ MUTANTS = [
         "a refresh is compared with the last one seen, counted or not",
         "core/partition.py",
         "refreshes.append(at)\n",
-        "refreshes.append(at)\n                anchors[place] = (*known, ts)\n",
+        "refreshes.append(at)\n                newer[place] = (*late, ts)\n",
         "refresh",
     ),
     Mutant(

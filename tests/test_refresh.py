@@ -1,10 +1,12 @@
 """Refreshes: rule 6 by examples, each step held against the oracle. Times are seconds after T0."""
 
+from itertools import chain
+
 import pytest
 
 from streams.core.partition import Partition
 from streams.core.refresh import Anchors, place_of
-from streams.core.rules import Rules
+from streams.core.rules import Outcome, Rules
 from streams.wire.events import decoder
 from streams.wire.records import encode_delta
 from tests.logs import T0, Desk, S, batch, click, encoded, render, view
@@ -174,28 +176,45 @@ def state_of(*events, **rules):
     return state
 
 
-def test_anchors_are_forgotten_when_no_render_that_is_checked_can_be_near_to_them():
-    state = state_of(*(at(second, slot_id=str(second)) for second in range(0, 1_000)))
-    assert len(state.anchors) == 1_000
-    state.take()
-    assert len(state.anchors) == len(state.anchors.by_place) == 90 + 10, "slack, interval, and the rest of a pane"
+@pytest.mark.parametrize("slots", [1, 1_000])
+def test_anchors_are_kept_as_long_as_a_render_that_is_checked_can_be_near_to_them_and_at_most_twice_as_long(slots):
+    state = Partition(Rules())
+    for second in range(0, 1_000, 30 if slots == 1 else 1):
+        state.apply(batch("renders", [(second, at(second, slot_id=str(second % slots)), None)]))
+        state.take()
+        anchors = chain(*state.anchors.older.values(), *state.anchors.newer.values())
+        known = {(anchor - T0) // S for anchor in anchors}
+        assert known >= {one for one in range(second - 90, second + 1) if one >= 0 and (slots > 1 or one % 30 == 0)}
+        assert len(known) == len(state.anchors)
+        assert min(known) >= second - 2 * (90 + 10)
 
 
-def test_many_anchors_of_one_place_are_forgotten_one_by_one():
-    state = state_of(*(at(second) for second in range(0, 1_000, 30)))
+def test_silence_makes_all_of_them_forgotten():
+    state = state_of(*(at(second, slot_id=str(second)) for second in range(100)))
     state.take()
-    assert [anchor - T0 for anchors in state.anchors.by_place.values() for anchor in anchors] == [
-        second * S for second in (900, 930, 960, 990)
-    ]  # fmt: skip
+    assert len(state.anchors) == 100
+    assert state.lift("renders", T0 + 1_000 * S)
+    state.take()
+    assert len(state.anchors) == 0
 
 
 def test_an_anchor_at_the_very_reach_of_a_checked_render_is_still_there():
     anchors = Anchors(30_000, 60_000)
     anchors.add(1, 10_001)
     anchors.forget(100_000)
-    assert anchors.is_near(anchors.by_place.get(1, ()), 40_000)
+    assert anchors.is_near(anchors.of(1), 40_000)
     anchors.forget(110_000)
-    assert not anchors.is_near(anchors.by_place.get(1, ()), 40_000)
+    assert anchors.of(1) == ()
+
+
+def test_a_render_is_compared_with_what_either_part_knows():
+    state = state_of(at(0))
+    state.take()
+    state.apply(batch("renders", [(1, at(40), None)]))
+    assert [len(part) for part in (state.anchors.older, state.anchors.newer)] == [1, 1]
+    state.apply(batch("renders", [(2, at(20), None), (3, at(65), None), (4, at(75), None)]))
+    told = state.progress["renders"].outcomes
+    assert (told[Outcome.COUNTED], told[Outcome.REFRESH]) == (3, 2)
 
 
 def test_a_record_whose_impressions_are_forgotten_stays_while_its_anchors_are_needed():
@@ -214,5 +233,5 @@ def test_a_record_whose_impressions_are_forgotten_stays_while_its_anchors_are_ne
         for number in expired:
             del journal[number]
         assert_same_state(state, folded(rules, journal))
-    assert len(state.impressions) < 10 < len(state.anchors) <= 20
+    assert len(state.impressions) < 10 < len(state.anchors) <= 40
     assert len(journal) < 25

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import compress
+from itertools import compress, repeat
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -154,7 +154,7 @@ class _Judged(NamedTuple):
     """Columns of renders that are no duplicates: what each is born with, its place or NOWHERE, its cost and ledgers."""
 
     born: bytearray
-    places: "array[int]"
+    places: NDArray[np.uint64]
     costs: list[int]
     ledgers: list[Ledgers]
 
@@ -356,8 +356,7 @@ class Partition:
 
     def _judged(self, renders: Sequence[Render], times: list[int], behinds: list[int], progress: Progress) -> _Judged:
         """Decide rules 5, 6 and 8, and what each render costs."""
-        known = map(self._ads.get, map(self._fields_of_ad, renders))
-        ads = [ad or self._new_ad(render) for ad, render in zip(known, renders, strict=True)]
+        ads = self._ads_of(renders)
         born, places = bytearray(map(_born_of, ads)), _places(renders, ads)
         invalid = [at for at, one in enumerate(renders) if one.invalid or one.user_agent or one.ip]
         invalid = [at for at in invalid if self._is_invalid(renders[at])]
@@ -370,19 +369,21 @@ class Partition:
             born[at], places[at] = 0, NOWHERE
         for at in declared:
             born[at] |= DECLARED if born[at] & COUNTED else 0
-        np.frombuffer(born, np.uint8)[np.array(places, np.uint64) != NOWHERE] |= ANCHOR
+        column = np.array(places, np.uint64)
+        np.frombuffer(born, np.uint8)[column != NOWHERE] |= ANCHOR
         costs, ledgers = self._costs(renders, ads, born, refreshes)
         progress.outcomes[_INVALID_TRAFFIC] += len(invalid)
         progress.outcomes[_REFRESH] += len(refreshes)
         progress.outcomes[_COUNTED] += len(born) - len(invalid) - len(refreshes)
-        return _Judged(born, array("Q", places), costs, ledgers)
+        return _Judged(born, column, costs, ledgers)
 
     def _refreshes(self, places: list[int], times: list[int], behinds: list[int], exempt: set[int]) -> list[int]:
         """Decide rule 6: return the positions of refreshes. All others that have a place are noted there.
 
         It is not asked of the exempt ones, nor of those that cannot be checked.
         """
-        anchors, is_near, slack = self.anchors.by_place, self.anchors.is_near, self.rules.refresh_slack_ms
+        newer, older, is_near = self.anchors.newer, self.anchors.older, self.anchors.is_near
+        slack = self.rules.refresh_slack_ms
         if self.rules.refresh_interval_ms and (NOWHERE in places or max(behinds, default=0) > slack):
             checks = zip(places, behinds, strict=True)
             hidden = {at for at, (place, behind) in enumerate(checks) if not place or behind > slack} - exempt
@@ -390,14 +391,15 @@ class Partition:
             exempt |= hidden
         refreshes = []
         # What is known of a place is asked for when its turn has come, after those before it were noted.
-        for at, place, ts, known in zip(range(len(places)), places, times, map(anchors.get, places), strict=True):
-            if known is None:
+        known = map(newer.get, places, repeat(())), map(older.get, places, repeat(()))
+        for at, place, ts, late, early in zip(range(len(places)), places, times, *known, strict=True):
+            if not late and not early:
                 if place:
-                    anchors[place] = (ts,)
-            elif at not in exempt and is_near(known, ts):
+                    newer[place] = (ts,)
+            elif at not in exempt and (is_near(late, ts) or is_near(early, ts)):
                 refreshes.append(at)
             else:
-                anchors[place] = (*known, ts)
+                newer[place] = (*late, ts)
         return refreshes
 
     def _costs(
@@ -412,6 +414,12 @@ class Partition:
             own[at], agreed, ledgers[at] = self._priced(renders[at], own[at], born[at], ads[at])
             born[at] |= agreed
         return [cost or 0 for cost in own], ledgers
+
+    def _ads_of(self, renders: Sequence[Render]) -> list[_Ad]:
+        ads: list[Any] = [*map(self._ads.get, map(self._fields_of_ad, renders))]
+        for at in [at for at, ad in enumerate(ads) if ad is None] if None in ads else ():
+            ads[at] = self._ads.get(self._fields_of_ad(renders[at])) or self._new_ad(renders[at])
+        return ads
 
     def _new_ad(self, render: Render) -> _Ad:
         """Look an ad up. Keyed by impression, nobody sees all renders of one place."""
@@ -434,13 +442,12 @@ class Partition:
 
     def _note_anchors(self, judged: _Judged, ts: Numbers) -> None:
         """Take note of when renders were counted in a place, which is known to the anchors already."""
-        places = np.frombuffer(judged.places, np.uint64)
-        there = places != NOWHERE
-        places, ts = places[there], ts[there]
-        if len(places):
-            self.anchors.note(places, ts)
-            self._places.frombytes(places.tobytes())
-            self._newest_anchor = max(self._newest_anchor, int(ts.max()))
+        there = judged.places != NOWHERE
+        if there.any():
+            newest = int(ts[there].max())
+            self.anchors.reached(newest)
+            self._places.frombytes(judged.places[there].tobytes())
+            self._newest_anchor = max(self._newest_anchor, newest)
 
     # --- views and clicks: each is brought to its render -----------------------------------------------------------
 

@@ -4,16 +4,13 @@ Law: what a render is compared with is the counted renders of its place, before 
 that were refreshes themselves. So renders at 0, 20, 40 and 60 s count at 0 and 40.
 """
 
-from array import array
-from itertools import repeat
+from itertools import chain
 from typing import Final
 
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from streams.core.events import DEFAULT_SOURCE, Render
-from streams.core.panes import PANE_MS, pane_of
+from streams.core.panes import pane_of
 
 NOWHERE: Final = 0
 """The place of a render without viewer or without slot."""
@@ -39,18 +36,27 @@ def ad_of(render: Render) -> int:
 
 
 class Anchors:
-    """When counted renders of each place began, as far back as a later render can be compared with them."""
+    """When counted renders of each place began, as far back as a later render can be compared with them, or further.
+
+    They lie in two parts. The older part is forgotten as a whole when nothing in it is needed: to look for what can be
+    forgotten place by place would cost as much as all that is asked of them.
+    """
 
     def __init__(self, interval_ms: int, slack_ms: int) -> None:
         self._interval_ms = interval_ms
         self._reach_ms = interval_ms + slack_ms
         self.since = 0
-        """Anchors before this are forgotten."""
-        self.by_place: dict[int, tuple[int, ...]] = {}
-        self._panes: dict[int, array[int]] = {}
+        """Anchors before this are not needed."""
+        self.newer: dict[int, tuple[int, ...]] = {}
+        self.older: dict[int, tuple[int, ...]] = {}
+        self._newest_newer = self._newest_older = -1
 
     def __len__(self) -> int:
-        return sum(map(len, self._panes.values()))
+        return sum(map(len, chain(self.newer.values(), self.older.values())))
+
+    def of(self, place: int) -> tuple[int, ...]:
+        """Return what is known of a place."""
+        return (*self.older.get(place, ()), *self.newer.get(place, ()))
 
     def is_near(self, anchors: tuple[int, ...], ts_ms: int) -> bool:
         """Say whether one of the counted renders of a place lies closer than the interval, before or after."""
@@ -62,14 +68,12 @@ class Anchors:
 
     def add(self, place: int, ts_ms: int) -> None:
         """Take note of a counted render."""
-        self.by_place[place] = (*self.by_place.get(place, ()), ts_ms)
-        self._panes.setdefault(pane_of(ts_ms), array("Q")).append(place)
+        self.newer[place] = (*self.newer.get(place, ()), ts_ms)
+        self.reached(ts_ms)
 
-    def note(self, places: NDArray[np.uint64], ts: NDArray[np.int64]) -> None:
-        """Take note of when they can be forgotten of renders that are in `by_place` already."""
-        panes = ts // PANE_MS * PANE_MS
-        for pane in np.unique(panes).tolist():
-            self._panes.setdefault(pane, array("Q")).frombytes(places[panes == pane].tobytes())
+    def reached(self, ts_ms: int) -> None:
+        """Take note of the newest of counted renders that are in `newer` already."""
+        self._newest_newer = max(self._newest_newer, ts_ms)
 
     def needed_since(self, stream_time_ms: int) -> int:
         """Return the time from which on anchors are still asked for when a stream time is reached."""
@@ -78,14 +82,6 @@ class Anchors:
     def forget(self, stream_time_ms: int) -> None:
         """Forget anchors that no render which is still asked can be near to."""
         self.since = self.needed_since(stream_time_ms)
-        for pane in [pane for pane in self._panes if pane < self.since]:
-            places = self._panes.pop(pane)
-            for place, anchors in zip(places, map(self.by_place.pop, places, repeat(())), strict=True):
-                # Nearly all have one anchor, of this pane.
-                if len(anchors) > 1 or (anchors and anchors[0] >= self.since):
-                    self._keep(place, anchors)
-
-    def _keep(self, place: int, anchors: tuple[int, ...]) -> None:
-        kept = tuple(anchor for anchor in anchors if anchor >= self.since)
-        if kept:
-            self.by_place[place] = kept
+        while self._newest_older < self.since and (self.older or self.newer):
+            self.older, self._newest_older = self.newer, self._newest_newer
+            self.newer, self._newest_newer = {}, -1

@@ -72,7 +72,7 @@ class Tap(Witness):
         return self._rows.get(row) or self._from_before(self.impressions.ts_of(row))
 
     def _nearest_anchor(self, place: int, ts: int) -> Finding:
-        nearest = min(self.anchors.by_place[place], key=lambda anchor: abs(anchor - ts))
+        nearest = min(self.anchors.of(place), key=lambda anchor: abs(anchor - ts))
         known = [one for one in self._anchored.get(place, ()) if one.ts == nearest]
         return known[0] if known else self._from_before(nearest)
 

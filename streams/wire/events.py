@@ -4,6 +4,7 @@ A record that is no event becomes a `Malformed` with a reason from `REASONS`; it
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -24,6 +25,8 @@ REASONS: Final = (
 )
 
 Decode = Callable[[bytes], Event]
+
+_price_of, _unit_of, _currency_of = map(attrgetter, ("price", "price_unit", "currency"))
 
 _ERRORS: Final = (PriceError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -88,9 +91,9 @@ def _invalid(message: str) -> Malformed:
 
 def _check_renders(renders: Sequence[Render]) -> None:
     """Refuse what types cannot say. Raises PriceError or ValidationError if any of them is no render."""
-    for price, unit in {(bytes(render.price), render.price_unit) for render in renders}:
+    for price, unit in {*zip(map(bytes, map(_price_of, renders)), map(_unit_of, renders), strict=True)}:
         impression_nano(price, unit)
-    for currency in {render.currency for render in renders}:
+    for currency in {*map(_currency_of, renders)}:
         if currency is not None and not is_currency(currency):
             raise msgspec.ValidationError("Expected three capital letters - at `$.currency`")
 
