@@ -32,6 +32,7 @@ from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.tables import Outbox, PartitionTable, Tables
 from streams.kafka.transport import (
     UNBOUNDED,
+    Batches,
     BatchSchema,
     Consumer,
     ConsumerThread,
@@ -39,7 +40,9 @@ from streams.kafka.transport import (
     RecordBatch,
     Transport,
     fetch_ahead,
-    hand_on_as_parsed,
+    hand_on,
+    take_parsed,
+    take_unparsed,
 )
 from streams.settings import load
 from tests.conftest import create_topics
@@ -138,19 +141,29 @@ def fetch_of(values: list[bytes]) -> fetcher.FetchResult:
     return fetcher.FetchResult(place, assignment=assignment, partition_records=source, backoff=0)
 
 
-def test_what_was_fetched_is_gone_from_memory_as_soon_as_it_is_handed_on() -> None:
+@pytest.mark.parametrize(("take", "parses"), [(take_parsed(UNBOUNDED), True), (take_unparsed, False)])
+def test_what_was_fetched_is_gone_from_memory_as_soon_as_it_is_handed_on(take: Any, parses: bool) -> None:
     fetched = fetch_of([b"a", b"b"])
     source = weakref.ref(fetched._partition_records)
     whole = weakref.ref(fetched)
     gc.disable()
     try:
-        hand_on_as_parsed(fetched, UNBOUNDED)
-        assert [record.value for record in fetched.getall()] == [b"a", b"b"]
+        hand_on(fetched, take)
+        taken = fetched.getall(None)
+        assert [record.value for record in (taken if parses else taken[0].records())] == [b"a", b"b"]
         assert source() is None
         del fetched
         assert whole() is None
     finally:
         gc.enable()
+
+
+def test_what_lies_before_the_offset_that_was_asked_for_is_not_handed_on() -> None:
+    fetched = fetch_of([b"a", b"b", b"c"])
+    fetched._partition_records.next_fetch_offset = fetched._assignment.state_value(None).position = 1
+    (taken,) = take_unparsed(fetched)
+    assert [record.value for record in taken.records()] == [b"b", b"c"]
+    assert fetched._partition_records is None
 
 
 async def test_a_fetch_is_no_longer_under_way_when_its_task_ends() -> None:
@@ -162,7 +175,7 @@ async def test_a_fetch_is_no_longer_under_way_when_its_task_ends() -> None:
 
     under_way = {7}
     one = SimpleNamespace(_records={}, _proc_fetch_request=answer, _in_flight=under_way)
-    fetch_ahead(SimpleNamespace(_fetcher=one), 1)
+    fetch_ahead(SimpleNamespace(_fetcher=one), take_unparsed)
     assert await one._proc_fetch_request(None, 7, None)
     assert under_way == set()
 
@@ -245,9 +258,9 @@ class Fetched:
     def __init__(self, consumer: Consumer, records: dict[TP, list[Any]], meanwhile: Any = lambda: None) -> None:
         self.seeks = 0
 
-        async def wait_next_records(timeout: float) -> tuple[dict[TP, list[Any]], set[TP]]:
+        async def wait_next_records(timeout: float) -> tuple[dict[TP, list[Batches]], set[TP]]:
             meanwhile()
-            return records, set(records)
+            return {tp: [Batches([found], 0)] for tp, found in records.items()}, set(records)
 
         async def perform_seek() -> None:
             self.seeks += 1

@@ -16,7 +16,7 @@ from streams.core.rules import MINUTE
 from streams.kafka.backlog import Backlog, Chunk, chunks
 from streams.kafka.connection import Broker, Connection
 from streams.kafka.topics import Topic, TopicAdmin, TopicsError
-from streams.kafka.transport import fetch_ahead
+from streams.kafka.transport import fetch_ahead, take_parsed
 from streams.wire.events import decoder
 
 _FETCH_MS: Final = 500
@@ -77,7 +77,8 @@ class Reader:
         try:
             await self._consumer.start()
             self._ends = await self._consumer.end_offsets(self._places(range(self.partitions)))
-            fetch_ahead(self._consumer, min(_AT_ONCE, max(_AT_LEAST, _AT_ONCE_OF_ALL // len(self._ends))))
+            at_once = min(_AT_ONCE, max(_AT_LEAST, _AT_ONCE_OF_ALL // len(self._ends)))
+            fetch_ahead(self._consumer, take_parsed(at_once))
         except (KafkaError, OSError) as error:
             await self._consumer.stop()
             raise self._gone(type(error).__name__) from None

@@ -145,11 +145,13 @@ def back_off(client: Any) -> None:
 
 
 def fetch_ahead(
-    consumer: Any, at_once: int, note: Callable[[Any, Any], None] = lambda assignment, request: None
+    consumer: Any,
+    take: Callable[[FetchResult, int | None], list[Any]],
+    note: Callable[[Any, Any], None] = lambda assignment, request: None,
 ) -> None:
-    """Let a consumer fetch ahead of what is applied, and hand on records as they were parsed.
+    """Let a consumer fetch ahead of what is applied, and hand on what was fetched of a partition as `take` takes it.
 
-    Each look at it gives up to so many records of a partition, or a batch more. `note` hears of each answer.
+    `note` hears of each answer.
     """
     fetcher = consumer._fetcher
     # A partition that has records left would keep all others from being fetched for so long.
@@ -167,14 +169,14 @@ def fetch_ahead(
         note(assignment, request)
         for fetched in fetcher._records.values():
             if isinstance(fetched, FetchResult):
-                hand_on_as_parsed(fetched, at_once)
+                hand_on(fetched, take)
         return result
 
     fetcher._proc_fetch_request = process_without_copies
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
-    """Faust's thread that fetches: ahead of what is applied, and records are handed on as they were parsed.
+    """Faust's thread that fetches: ahead of what is applied, and what it fetched is handed on unparsed.
 
     A broker is asked for one fetch at a time. One for partitions without new records, while those with records are
     being applied, would hold up the next fetch of those for as long as the broker waits: stock Faust says 1.5 s.
@@ -203,10 +205,10 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         return consumer
 
     async def on_start(self) -> None:
-        """Start the consumer, and let its fetcher hand out records as they were parsed."""
+        """Start the consumer, and let its fetcher hand out what it fetched."""
         await super().on_start()
         back_off(self._consumer._client)
-        fetch_ahead(self._consumer, UNBOUNDED, self._note_lost)
+        fetch_ahead(self._consumer, take_unparsed, self._note_lost)
         coordinator = self._consumer._coordinator
         beat = coordinator._do_heartbeat
 
@@ -265,39 +267,71 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         return {place: Extent(begins[place], await consumer.committed(place) or 0, ends[place]) for place in places}
 
 
-def hand_on_as_parsed(fetched: FetchResult, at_once: int) -> None:
-    """Let what was fetched of a partition be handed on as it was parsed, up to so many records at a time."""
+def hand_on(fetched: FetchResult, take: Callable[[FetchResult, int | None], list[Any]]) -> None:
+    """Let what was fetched of a partition be handed on as `take` takes it."""
     if fetched._partition_records is None:
         return
     # Nothing may hold itself: the buffers of all that was ever fetched would lie in memory until cycles are looked for.
     fetched._partition_records._records_iterator = None
-    fetched.getall = partial(_all_records, proxy(fetched), at_once)
+    fetched.getall = partial(take, proxy(fetched))
 
 
-def _all_records(fetched: FetchResult, at_once: int, max_records: int | None = None) -> list[Any]:
-    """Return what was fetched of a partition, whole batches of it, as the records were parsed.
+class Batches(NamedTuple):
+    """Batches of one topic partition that are not parsed yet, and the offset before which no record is wanted."""
 
-    A fourth of all work would be to hand them on one by one, and to make a ConsumerRecord with topic and sizes of each.
-    Raises CorruptRecordException.
+    batches: list[Any]
+    begin: int
+
+    def records(self) -> list[Any]:
+        """Parse them. The records are as aiokafka's parser has them.
+
+        A fourth of all work would be to hand them on one by one, and to make a ConsumerRecord with topic and sizes.
+        """
+        records = [record for batch in self.batches for record in batch]
+        if records and records[0].offset < self.begin:
+            return [record for record in records if record.offset >= self.begin]
+        return records
+
+
+def take_unparsed(fetched: FetchResult, _: int | None = None) -> list[Batches]:
+    """Take what was fetched of a partition for another thread, which parses it. Raises CorruptRecordException.
+
+    Parsed here, every record would have to come over from the cache of another processor to who counts it.
     """
-    place = fetched._topic_partition
+    taken = _taken(fetched, UNBOUNDED)
+    return [taken] if taken.batches else []
+
+
+def take_parsed(at_once: int) -> Callable[[FetchResult, int | None], list[Any]]:
+    """Return what takes up to so many records at a time, or a batch more. Raises CorruptRecordException."""
+
+    def take(fetched: FetchResult, max_records: int | None = None) -> list[Any]:
+        return _taken(fetched, min(at_once, max_records or at_once)).records()
+
+    return take
+
+
+def _taken(fetched: FetchResult, most: int) -> Batches:
+    """Take whole batches of what was fetched of a partition, up to so many records or a batch more.
+
+    None are taken of what is not wanted any more.
+    """
+    place, batches = fetched._topic_partition, list[Any]()
     if not fetched.check_assignment(place) or not fetched.has_more():
-        return []
-    source, found = fetched._partition_records, list[Any]()
-    while source._records.has_next() and len(found) < min(at_once, max_records or at_once):
+        return Batches(batches, 0)
+    source = fetched._partition_records
+    begin = source.next_fetch_offset
+    while source._records.has_next() and source.next_fetch_offset < begin + most:
         batch = source._records.next_batch()
         if not batch.validate_crc():
             raise CorruptRecordException(f"Invalid CRC - {place}")
         if not batch.is_control_batch:
-            records = list(batch)
-            if records and records[0].offset < source.next_fetch_offset:
-                records = [record for record in records if record.offset >= source.next_fetch_offset]
-            found += records
+            batches.append(batch)
         source.next_fetch_offset = batch.next_offset
     fetched._update_position()
     if not source._records.has_next():
         fetched._partition_records = None
-    return found
+    return Batches(batches, begin)
 
 
 class Consumer(driver.Consumer):
@@ -359,10 +393,11 @@ class Consumer(driver.Consumer):
         if not self.flow_active:
             await self._seek_back()
             return
-        for tp, batch in records.items():
+        for tp, (batches,) in records.items():
             if not self.flow_active or self.app.consumer_generation_id != generation:
                 return  # a rebalance began: its own seek comes when it ends
-            yield tp, self._message(tp, batch)
+            if found := batches.records():
+                yield tp, self._message(tp, found)
 
     def _message(self, tp: TP, records: list[Any]) -> ConsumerMessage:
         last = records[-1]
