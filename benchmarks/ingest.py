@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from benchmarks.processes import peak_mib
+from benchmarks.processes import children, peak_mib
 from benchmarks.report import column, spread
 from streams.core.money import impression_nano
 
@@ -136,13 +136,13 @@ def _run(whole: Path, tenth: Path, truth: Truth, rows: int) -> Ingest:
 
 
 def _ingest(path: Path, folder: str) -> tuple[float, int]:
-    """Run the command; return its CPU seconds and its peak memory in MiB. Raises RuntimeError if it fails."""
+    """Run the command; return CPU seconds and peak MiB of all its processes. Raises RuntimeError if it fails."""
     command = [sys.executable, "-m", "streams.cli", "ingest", "gam", str(path), "--out", folder]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     peak = 0
     while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
         with suppress(OSError, StopIteration):  # it has just ended
-            peak = max(peak, peak_mib(process.pid))
+            peak = max(peak, sum(map(peak_mib, [process.pid, *children(process.pid)])))
         time.sleep(_LOOK_S)
     _, status, used = ended
     process.returncode = os.waitstatus_to_exitcode(status)

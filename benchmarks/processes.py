@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from benchmarks.page import Page
 from streams.kafka.broker import EmbeddedBroker
@@ -107,6 +108,11 @@ def cpu_s(pid: int) -> float:
 def peak_mib(pid: int) -> int:
     """Return how much memory a process has had resident at most."""
     return _status_kib(pid, "VmHWM") // 1024
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def resident_mib(pid: int) -> float:

@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise, permutations
 from pathlib import Path
@@ -21,9 +22,9 @@ from streams.core.money import NANO
 from streams.core.partition import Partition
 from streams.core.reported import REPORTED_COUNTS, ReportedCount
 from streams.core.rules import OUTCOME_NAMES, Rules
-from streams.sources.adapter import BadRow, HeaderError, Options
+from streams.sources.adapter import HEADER_WITHIN, BadRow, HeaderError, Options
 from streams.sources.gam import line_item_prices
-from streams.sources.systems import SYSTEMS, read
+from streams.sources.systems import SYSTEMS, Piece, Reader
 from streams.sources.tables import split
 from tests.logs import batch, figures
 
@@ -83,13 +84,19 @@ def totals(state: Partition) -> dict[tuple[str, str], dict[str, int]]:
     return found
 
 
+def pieces(system: str, content: bytes, name: str, options: Options) -> Iterator[Piece]:
+    all_lines = io.BytesIO(content).readlines()
+    reader = Reader(SYSTEMS[system], all_lines[:HEADER_WITHIN], name, options)
+    return reader.all_pieces(all_lines[reader.header :])
+
+
 def told(system: str, *files: str | tuple[str, bytes], **options: Any) -> Told:
     """What an adapter makes of files of tests/data/ingest, or of (name, content)."""
     found = Told()
     made = Options(**{"source": SYSTEMS[system].source or "adserver"} | options)
     for file in files:
         name, content = file if isinstance(file, tuple) else (file, (DATA / file).read_bytes())
-        for piece in read(SYSTEMS[system], io.BytesIO(content), name, made):
+        for piece in pieces(system, content, name, made):
             for one in piece.batches:
                 if one.topic == REPORTED_COUNTS:
                     found.reported += one.says
@@ -648,6 +655,33 @@ def test_whatever_the_cells_are_and_wherever_quotes_are_torn_the_other_rows_are_
         text.append(('x,"' if number in torn else good) + "\n")
     found = [(line, made[:-1]) for line, made in split(text, ",", 1, 3) if not isinstance(made, BadRow)]
     assert found == [(number, row) for number, row in enumerate(rows, 1) if number - 1 not in torn]
+
+
+LOGS = sorted(name for name, system in SYSTEMS.items() if system.topics != (REPORTED_COUNTS,))
+
+
+@pytest.mark.parametrize("system", LOGS)
+@given(st.integers(0, 10), st.integers(0, 10))
+def test_a_log_that_is_cut_anywhere_becomes_what_it_becomes_whole(system, first, second):
+    name, options = FILES[system], Options(SYSTEMS[system].source or "adserver")
+    all_lines = [*io.BytesIO((DATA / name).read_bytes()).readlines(), b'"\n', b"\xff\n", b"\n", b'a,"b\n']
+    reader = Reader(SYSTEMS[system], all_lines[:HEADER_WITHIN], name, options)
+    rows = all_lines[reader.header :]
+    cuts = [0, *sorted((min(first, len(rows)), min(second, len(rows)))), len(rows)]
+    cut = [piece for a, b in pairwise(cuts) for piece in reader.pieces(rows[a:b], reader.header + 1 + a)]
+    assert _summed(cut) == _summed(reader.all_pieces(rows))
+
+
+def _summed(found: Iterable[Piece]) -> Any:
+    values: dict[str, list[bytes]] = {}
+    skipped: Counter[str] = Counter()
+    bad: list[BadRow] = []
+    for piece in found:
+        for one in piece.batches:
+            values.setdefault(one.topic, []).extend(one.values)
+        skipped.update(piece.skipped)
+        bad += piece.bad
+    return values, skipped, bad
 
 
 def test_the_order_of_files_does_not_change_what_is_reported():

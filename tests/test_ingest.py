@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from streams.cli import app
+from streams.cli.ingest import LINES_A_TASK
 from streams.core.events import TOPICS
 from streams.core.reported import ReportedCount
 from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.produce import partition_of
 from streams.kafka.qualify import campaign_partition
+from streams.sources.pool import ALONE
 from streams.sources.systems import SYSTEMS
 from streams.wire.reported import decode_reported, reported_key
 from tests.conftest import create_topics
@@ -132,6 +136,104 @@ def test_a_bad_row_tells_nothing_of_what_is_in_it(tmp_path):
     result = ingest("openrtb", path)
     assert result.exit_code == 1
     assert "secret" not in result.stderr
+
+
+# --- many processes ---------------------------------------------------------------------------------------------------
+
+LONG = LINES_A_TASK * (ALONE + 12)
+"""Rows that are too many for one process."""
+TORN = range(1, LONG, 17_777)
+"""The lines of them that are broken."""
+
+
+def test_any_number_of_processes_gives_the_same_lines_in_the_same_order_and_tells_the_same_of_bad_rows(tmp_path):
+    path = tmp_path / "NetworkBackfillImpressions_1"
+    rows = [f"k{number},1769864401000000,{number},0.000001\n" for number in range(LONG)]
+    text = ["KeyPart,TimeUsec2,OrderId,EstimatedBackfillRevenue\n", *rows]
+    path.write_text("".join('"torn\n' if number in TORN else line for number, line in enumerate(text)))
+    found = {}
+    for processes in (1, 2, 5):
+        done = run_of(path, tmp_path / str(processes), "--processes", str(processes))
+        assert done.returncode == 0, done.stderr
+        *bad, summary = done.stderr.splitlines()
+        found[processes] = (tmp_path / str(processes) / "renders.jsonl").read_bytes(), bad, summary.partition(" s: ")[2]
+    assert found[1] == found[2] == found[5]
+    events = [json.loads(line) for line in found[2][0].splitlines()]
+    assert [event["campaign_id"] for event in events] == [str(row) for row in range(LONG) if row + 1 not in TORN]
+    assert found[2][1] == [f"streams: {path}:{line + 1}: not_csv: a quote is not closed in its line" for line in TORN]
+
+
+def run_of(path: Path, out: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "streams.cli", "ingest", "gam", str(path), "--out", str(out), *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_ended_from_without_it_leaves_neither_file_nor_process_nor_traceback(tmp_path, number):
+    with endless(tmp_path) as (process, children):
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    wait_until(lambda: not any(is_running(pid) for pid in children), "no process is left")
+    assert "Traceback" not in stderr
+    if number != signal.SIGKILL:
+        assert not list((tmp_path / "out").glob("renders.jsonl"))
+
+
+def test_a_process_that_was_killed_is_told_in_a_line(tmp_path):
+    with endless(tmp_path) as (process, children):
+        os.kill(children[0], signal.SIGKILL)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert stderr == "streams: a process that judges rows was killed: is there too little memory? Try --processes 1\n"
+
+
+@contextmanager
+def endless(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
+    """A run that reads an endless pipe and has asked other processes to help, and those."""
+    path = folder / "NetworkBackfillImpressions_1"
+    os.mkfifo(path)
+    command = [sys.executable, "-m", "streams.cli", "ingest", "gam", str(path), "--out", str(folder / "out")]
+    process = subprocess.Popen(
+        [*command, "--processes", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    stop = threading.Event()
+
+    def feed() -> None:
+        rows = lines(*(f"k{number},1769864401000000" for number in range(LINES_A_TASK)))
+        with suppress(BrokenPipeError), path.open("wb") as pipe:
+            pipe.write(lines("KeyPart,TimeUsec2"))
+            while not stop.is_set():
+                pipe.write(rows)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    try:
+        wait_until(lambda: len(judging(process.pid)) == 2, "two processes help")
+        yield process, judging(process.pid)
+    finally:
+        stop.set()
+        process.kill()
+        process.wait()
+        feeder.join()
+
+
+def judging(pid: int) -> list[int]:
+    """The processes that judge rows for one."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# --- what cannot be done ----------------------------------------------------------------------------------------------
 
 
 def test_strict_stops_at_the_first_bad_row_and_leaves_no_file(tmp_path):

@@ -1,17 +1,20 @@
 """`streams ingest`: an ad system's own files as events or reported counts, to Kafka or to files of JSON lines."""
 
 import asyncio
+import os
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import chain
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import typer
 
@@ -37,9 +40,10 @@ from streams.kafka.produce import Headers, PacedProducer, ProduceError, by_key, 
 from streams.kafka.qualify import campaign_partition
 from streams.replay.files import FileError, LineFile
 from streams.settings import Settings
-from streams.sources.adapter import BadRow, HeaderError, Options, PriceIn, System
+from streams.sources.adapter import HEADER_WITHIN, BadRow, HeaderError, Options, PriceIn, System
 from streams.sources.gam import line_item_prices
-from streams.sources.systems import SYSTEMS, Batch, Piece, newest, read
+from streams.sources.pool import Judging, Task, as_lines, in_order
+from streams.sources.systems import SYSTEMS, Batch, Reader, newest
 from streams.wire.reported import reported_key
 
 EPILOG: Final = (
@@ -50,8 +54,10 @@ EPILOG: Final = (
 )
 _SHOWN: Final = 20
 """Bad rows that are told one by one; of the others it is said how many."""
-_LINES: Final = 200
-"""Lines that are read together."""
+LINES_A_TASK: Final = 1_000
+"""Lines that are read together, and judged by one process."""
+
+T = TypeVar("T")
 
 # mypy wants to read the members of an enum; these are what SYSTEMS has.
 SystemName = StrEnum("SystemName", {name.upper().replace("-", "_"): name for name in SYSTEMS})  # type: ignore[misc]
@@ -100,6 +106,9 @@ def command(
     price_in: Annotated[
         PriceIn, typer.Option(help="What CPMs in logs are counted in (openrtb, vast, prebid, kevel); fen are cents.")
     ] = "units",
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="That judge the rows of long logs.", show_default="one a processor")
+    ] = None,
     as_json: JsonOption = False,
     broker: BrokerOption = None,
     topic_prefix: PrefixOption = None,
@@ -129,7 +138,7 @@ def command(
         price_in=price_in,
         prices={} if table is None else _prices(table),
     )
-    run = Run(system, files, options, strict)
+    run = Run(system, files, options, strict, processes or len(os.sched_getaffinity(0)))
     collect_seldom()
     with run.progress():
         if to is Destination.KAFKA:
@@ -146,7 +155,7 @@ def command(
 def _prices(path: Path) -> dict[str, str]:
     try:
         with closing(LineFile(path)) as file:
-            return line_item_prices(chain.from_iterable(piece.values for piece in file.chunks(_LINES)))
+            return line_item_prices(chain.from_iterable(piece.values for piece in file.chunks(LINES_A_TASK)))
     except FileError as error:
         fail(str(error))
     except HeaderError as error:
@@ -179,14 +188,17 @@ class Sent(NamedTuple):
 class Run:
     """One run: reads files, tells of bad rows, and brings what is ready somewhere."""
 
-    def __init__(self, system: System, files: list[Path], options: Options, strict: bool) -> None:
+    def __init__(self, system: System, files: list[Path], options: Options, strict: bool, processes: int) -> None:
         self.tally = Tally()
         self._system = system
         self._files = files
         self._options = options
         self._strict = strict
+        self._processes = processes
+        self._is_report = system.topics == (REPORTED_COUNTS,)
         self._read_bytes = 0
         self._file: LineFile | None = None
+        self._name = ""
         self._tell: Callable[[int], None] = lambda lines: None
 
     @contextmanager
@@ -200,6 +212,8 @@ class Run:
                 yield
         except (FileError, ProduceError) as error:
             fail(str(error))
+        except BrokenProcessPool:
+            fail("a process that judges rows was killed: is there too little memory? Try --processes 1")
         finally:
             self.tally.seconds = time.monotonic() - began
 
@@ -208,34 +222,62 @@ class Run:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def _batches(self) -> Iterator[Batch]:
-        """Yield what can be brought, in the order of the files. Of reports, what later files say of a day holds."""
-        batches = chain.from_iterable(self._pieces(path) for path in self._files)
-        for batch in newest(batches) if self._system.topics == (REPORTED_COUNTS,) else batches:
-            self.tally.topics[batch.topic] += len(batch.values)
-            yield batch
+    def _brought(self, make: Callable[[Batch], T]) -> Iterator[tuple[str, T]]:
+        """Yield what is made of records, and their topic, in the order of the files."""
+        for topic, number, made in self._reported(make) if self._is_report else self._logged(make):
+            self.tally.topics[topic] += number
+            yield topic, made
 
-    def _pieces(self, path: Path) -> Iterator[Batch]:
+    def _logged(self, make: Callable[[Batch], T]) -> Iterator[tuple[str, int, T]]:
+        judging = Judging(self._system.name, self._options, make)
+        tasks = chain.from_iterable(self._tasks(path) for path in self._files)
+        for judged in in_order(judging, tasks, self._processes):
+            self._note(judged.file, judged.skipped, judged.bad)
+            yield from judged.made
+
+    def _tasks(self, path: Path) -> Iterator[Task]:
+        with self._opened(path) as (reader, head, lines):
+            first = reader.header + 1
+            while piece := list(islice(lines, LINES_A_TASK)):
+                yield Task(self._name, head, first, piece)
+                first += len(piece)
+
+    def _reported(self, make: Callable[[Batch], T]) -> Iterator[tuple[str, int, T]]:
+        """Yield the counts of reports: what later files say of a day holds."""
+        batch = newest(chain.from_iterable(self._batches(path) for path in self._files))
+        yield batch.topic, len(batch.values), make(batch)
+
+    def _batches(self, path: Path) -> Iterator[Batch]:
+        with self._opened(path) as (reader, _, lines):
+            for piece in reader.all_pieces(lines):
+                self._note(self._name, piece.skipped, piece.bad)
+                yield from piece.batches
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[tuple[Reader, list[bytes], Iterator[bytes]]]:
+        """Yield what judges a file's lines, those that it begins with, and those after the header."""
         with closing(LineFile(path)) as self._file:
+            self._name = self._file.name
+            lines = chain.from_iterable(self._lines(self._file))
+            head = list(islice(lines, HEADER_WITHIN))
             try:
-                for piece in read(self._system, chain.from_iterable(self._lines(self._file)), str(path), self._options):
-                    self._note(self._file.name, piece)
-                    yield from piece.batches
+                reader = Reader(self._system, head, self._name, self._options)
             except HeaderError as error:
-                fail(f"{self._file.name}: {error}")
+                fail(f"{self._name}: {error}")
+            yield reader, head, chain(head[reader.header :], lines)
             self._read_bytes += self._file.size or 0
         self._file = None
         self.tally.files += 1
 
     def _lines(self, file: LineFile) -> Iterator[list[bytes]]:
-        for piece in file.chunks(_LINES):
+        for piece in file.chunks(LINES_A_TASK):
             self.tally.lines += len(piece.values)
             self._tell(len(piece.values))
             yield piece.values
 
-    def _note(self, file: str, piece: Piece) -> None:
-        self.tally.skipped.update(piece.skipped)
-        for row in piece.bad:
+    def _note(self, file: str, skipped: Counter[str], bad: list[BadRow]) -> None:
+        self.tally.skipped.update(skipped)
+        for row in bad:
             if self._strict:
                 fail(f"{_place(file, row)} (--strict)")
             shown = self.tally.bad.total()
@@ -250,12 +292,12 @@ class Run:
     def to_stdout(self) -> None:
         """Write lines to standard output; ends with a usage error where a second topic comes up."""
         first: str | None = None
-        for batch in self._batches():
-            first = first or batch.topic
-            if batch.topic != first:
+        for topic, lines in self._brought(as_lines):
+            first = first or topic
+            if topic != first:
                 sys.stdout.flush()
-                fail(f"the files hold {first} and {batch.topic}: say with --out DIR where a file of each is to be", 2)
-            sys.stdout.buffer.write(_as_lines(batch))
+                fail(f"the files hold {first} and {topic}: say with --out DIR where a file of each is to be", 2)
+            sys.stdout.buffer.write(lines)
         sys.stdout.buffer.flush()
 
     def to_folder(self, folder: Path) -> None:
@@ -263,10 +305,10 @@ class Run:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with ExitStack() as stack:
-                topics = TOPICS if self._system.topics != (REPORTED_COUNTS,) else (REPORTED_COUNTS,)
+                topics = (REPORTED_COUNTS,) if self._is_report else TOPICS
                 files = {topic: stack.enter_context(whole_file(folder / f"{topic}.jsonl")) for topic in topics}
-                for batch in self._batches():
-                    files[batch.topic].write(_as_lines(batch))
+                for topic, lines in self._brought(as_lines):
+                    files[topic].write(lines)
         except OSError as error:
             fail(f"{folder}: {error.strerror}")
 
@@ -286,28 +328,26 @@ class Run:
             topics=self._system.topics,
             partition=_partition,
         )
-        by_impression = settings.key == "impression"
-        await producer.send_batches(read_ahead(_records(batch, by_impression) for batch in self._batches()), stop)
+        make = partial(_records, by_impression=settings.key == "impression")
+        await producer.send_batches(read_ahead(records for _, records in self._brought(make)), stop)
         return stop.is_set()
-
-
-def _as_lines(batch: Batch) -> bytes:
-    return b"".join(value + b"\n" for value in batch.values)
 
 
 def _place(file: str, row: BadRow) -> str:
     return f"{file}:{row.line}: {row.reason}: {row.detail}"
 
 
-def _records(batch: Batch, by_impression: bool) -> Iterator[Sent]:
-    """Yield what Kafka gets: events keyed as the worker wants them, reported counts by what they are about."""
+def _records(batch: Batch, by_impression: bool) -> list[Sent]:
+    """Return what Kafka gets: events keyed as the worker wants them, reported counts by what they are about."""
+    records = []
     for value, says, appended_ms in zip(batch.values, batch.says, batch.appended_ms, strict=True):
         if batch.topic == REPORTED_COUNTS:
-            yield Sent(batch.topic, reported_key(says), value, (), says.campaign_id)
+            records.append(Sent(batch.topic, reported_key(says), value, (), says.campaign_id))
         else:
             headers = () if appended_ms is None else ((APPENDED, b"%d" % appended_ms),)
             viewer = "" if by_impression else says.viewer_id
-            yield Sent(batch.topic, (viewer or says.impression_id).encode(), value, headers)
+            records.append(Sent(batch.topic, (viewer or says.impression_id).encode(), value, headers))
+    return records
 
 
 def _partition(record: Sent, partitions: int) -> int:

@@ -4,10 +4,11 @@
       -> what a row becomes          the system's own file: Event | ReportedCount | Skipped, or a BadRow with its line
       -> records, checked            systems.py
 
-Law: a row is judged alone. What it becomes depends on its file's header and on `Options`, not on the rows around it.
+Law: a row is judged alone. What it becomes depends on its file's header and on `Options`, not on the rows around it:
+so the lines of a file can be judged in pieces, each by another process. Only reports look at all rows in the end.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from decimal import Context
@@ -95,8 +96,25 @@ class Options:
 Row = tuple[int, Sequence[Made]] | BadRow
 """The number of a row's first line, and what it became."""
 
-Reader = Callable[[Iterator[str], str, Options], Iterator[Row]]
-"""Reads the lines of one file of a name. Raises HeaderError."""
+Judge = Callable[[Iterable[str], int], Iterator[Row]]
+"""Judges consecutive lines of a file, given the number of the first."""
+
+
+class Opened(NamedTuple):
+    """A file whose beginning was looked at."""
+
+    header: int
+    """Lines before the first row."""
+    judge: Judge
+    over_all: Callable[[Iterator[Row]], Iterator[Row]] | None = None
+    """What is made of all its rows together; None where each is judged alone."""
+
+
+HEADER_WITHIN: Final = 50
+"""Reports begin with lines about themselves; a header is looked for in so many."""
+
+Opener = Callable[[Sequence[str], str, Options], Opened]
+"""Looks at the first HEADER_WITHIN lines of a file of a name. Raises HeaderError."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +127,7 @@ class System:
     """When it counts an impression."""
     topics: tuple[str, ...]
     """What its files can hold."""
-    read: Reader
+    open: Opener
     knows_viewer: bool = True
 
 

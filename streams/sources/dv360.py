@@ -98,5 +98,5 @@ SYSTEM: Final = System(
     source="dv360",
     moment="ad server's count of the impression",
     topics=(RENDERS, VIEWABILITY, CLICKS),
-    read=table(_open, "Event Type", "Event Time", "Impression ID"),
+    open=table(_open, "Event Type", "Event Time", "Impression ID"),
 )

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from streams.core.events import CLICKS, RENDERS, VIEWABILITY
 from streams.sources.adapter import (
+    HEADER_WITHIN,
     BadRow,
     Event,
     HeaderError,
@@ -32,7 +33,7 @@ from streams.sources.adapter import (
     ms_of_us,
     needed,
 )
-from streams.sources.tables import Cells, Columns, MadeOf, opened, table
+from streams.sources.tables import Cells, Columns, MadeOf, found_header, split, table
 
 Fields = dict[str, Any]
 
@@ -185,7 +186,7 @@ SYSTEM: Final = System(
     source="gam",
     moment="creative begins to load (web), one pixel on screen (app)",
     topics=(RENDERS, VIEWABILITY, CLICKS),
-    read=table(_open, "KeyPart", "TimeUsec2"),
+    open=table(_open, "KeyPart", "TimeUsec2"),
 )
 
 
@@ -197,11 +198,12 @@ def line_item_prices(lines: Iterable[bytes]) -> dict[str, str]:
 
     Raises HeaderError if it is no such table: half of the prices would be worse than none.
     """
-    texts = (line.decode("utf-8", "replace") for line in lines)
-    columns, rows = opened(texts, "", ("LineItemId", "Id"), ("CostPerUnitInNetworkCurrency", "CostPerUnit"))
-    pick = columns.pick(("LineItemId", "Id"), ("CostPerUnitInNetworkCurrency", "CostPerUnit"), "CostType")
+    texts = [line.decode("utf-8", "replace") for line in lines]
+    names = ("LineItemId", "Id"), ("CostPerUnitInNetworkCurrency", "CostPerUnit")
+    header, delimiter, columns = found_header(texts[:HEADER_WITHIN], "", *names)
+    pick = columns.pick(*names, "CostType")
     prices = {}
-    for line, cells in rows:
+    for line, cells in split(texts[header:], delimiter, header + 1, columns.width):
         if isinstance(cells, BadRow):
             raise HeaderError(f"line {line}: {cells.detail}")
         line_item, cost, cost_type = pick(cells)

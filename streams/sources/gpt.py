@@ -73,5 +73,5 @@ SYSTEM: Final = System(
     source="gpt",
     moment="slotRenderEnded, unless isEmpty",
     topics=(RENDERS, VIEWABILITY),
-    read=json_lines(_open),
+    open=json_lines(_open),
 )

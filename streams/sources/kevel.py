@@ -104,5 +104,5 @@ SYSTEM: Final = System(
     source="kevel",
     moment="impression URL called, within 24 h",
     topics=(RENDERS, CLICKS),
-    read=json_lines(_open),
+    open=json_lines(_open),
 )

@@ -3,14 +3,14 @@
 Law: a line is judged alone. Whatever it is, the system's own file sees an object: members, or query parameters.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 import orjson
 
-from streams.sources.adapter import BadRow, Made, Options, Reader, Row, RowError, ms_of_text, whole
+from streams.sources.adapter import BadRow, Made, Opened, Opener, Options, Row, RowError, ms_of_text, whole
 
 Object = dict[str, Any]
 MadeOf = Callable[[Object], Sequence[Made]]
@@ -28,21 +28,25 @@ _FLAGS: Final = {"true": True, "1": True, "y": True, "false": False, "0": False,
 _URLS: Final = ("http://", "https://", "/")
 
 
-def json_lines(open_rows: Callable[[Options], MadeOf]) -> Reader:
-    """Return a reader of lines; `open_rows` says what to make of an object."""
+def json_lines(open_rows: Callable[[Options], MadeOf]) -> Opener:
+    """Return how files of such lines are opened; `open_rows` says what to make of an object."""
 
-    def read(lines: Iterator[str], file: str, options: Options) -> Iterator[Row]:
+    def open_file(head: Sequence[str], file: str, options: Options) -> Opened:
         made_of = open_rows(options)
-        for number, line in enumerate(lines, 1):
-            if not line.isspace():
-                try:
-                    yield number, made_of(object_of(line))
-                except RowError as error:
-                    yield error.at(number)
-                except RecursionError:
-                    yield BadRow(number, "not_json", "is nested too deeply")
 
-    return read
+        def judge(lines: Iterable[str], first: int) -> Iterator[Row]:
+            for number, line in enumerate(lines, first):
+                if not line.isspace():
+                    try:
+                        yield number, made_of(object_of(line))
+                    except RowError as error:
+                        yield error.at(number)
+                    except RecursionError:
+                        yield BadRow(number, "not_json", "is nested too deeply")
+
+        return Opened(0, judge)
+
+    return open_file
 
 
 def object_of(line: str) -> Object:

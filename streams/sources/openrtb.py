@@ -105,5 +105,5 @@ SYSTEM: Final = System(
     source="ssp",
     moment="burl: billed on render or VAST impression (nurl, a won bid, is none)",
     topics=(RENDERS,),
-    read=json_lines(_open),
+    open=json_lines(_open),
 )

@@ -65,5 +65,5 @@ SYSTEM: Final = System(
     source="prebid",
     moment="adRenderSucceeded (bidWon and staleRender are none)",
     topics=(RENDERS, VIEWABILITY),
-    read=json_lines(_open),
+    open=json_lines(_open),
 )

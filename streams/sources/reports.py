@@ -7,12 +7,11 @@ added up; what a later file says of the same day and campaign replaces it, so a 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime
-from itertools import chain
 from typing import Any, Final, Literal, NamedTuple
 
 from streams.core.money import PriceError, nano_of, parse_decimal
 from streams.core.reported import REPORTED_COUNTS, ReportedCount
-from streams.sources.adapter import BadRow, Made, Options, Row, RowError, Skipped, System, needed
+from streams.sources.adapter import BadRow, Made, Opened, Options, Row, RowError, Skipped, System, needed
 from streams.sources.lines import json_lines
 from streams.sources.tables import Columns, plain, table
 
@@ -46,21 +45,17 @@ class Report(NamedTuple):
 def report(name: str, moment: str, columns: Report) -> System:
     """Return the system whose reports have these columns."""
 
-    def read(lines: Iterator[str], file: str, options: Options) -> Iterator[Row]:
-        first = next((line for line in lines if not line.isspace()), "")
-        all_lines = chain([first], lines)
-        numbered = of_objects if first.lstrip().startswith("{") else of_cells
-        yield from added_up(numbered(all_lines, file, options))
+    def open_file(head: Sequence[str], file: str, options: Options) -> Opened:
+        first = next((line for line in head if not line.isspace()), "")
+        if first.lstrip().startswith("{"):
+            return of_objects(head, file, options)._replace(over_all=added_up)
+        return of_table(head, file, options)._replace(over_all=lambda rows: added_up(_without_notes(rows)))
 
     of_objects = json_lines(lambda options: _made_of(_pick_members(columns), columns, options))
     of_table = table(
         lambda found, options: _made_of(_pick_cells(found, columns), columns, options), columns.date, columns.campaign
     )
-
-    def of_cells(lines: Iterator[str], file: str, options: Options) -> Iterator[Row]:
-        return _without_notes(of_table(lines, file, options))
-
-    return System(name, name, moment, (REPORTED_COUNTS,), read)
+    return System(name, name, moment, (REPORTED_COUNTS,), open_file)
 
 
 def _without_notes(rows: Iterator[Row]) -> Iterator[Row]:

@@ -6,7 +6,6 @@ that would be a dead letter there is a bad row here, with its line.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
@@ -44,8 +43,6 @@ SYSTEMS: Final[dict[str, System]] = {module.SYSTEM.name: module.SYSTEM for modul
 _AT_ONCE: Final = 200
 """Rows that are checked together: so few that they are still in the processor's cache when they are."""
 
-_DECODE: Final = partial(str, encoding="utf-8", errors="surrogateescape")
-
 
 class Batch(NamedTuple):
     """Records of one topic, as columns: their values, what these say, and when each was recorded, if that is told."""
@@ -66,25 +63,44 @@ class Piece(NamedTuple):
     bad: list[BadRow]
 
 
-def read(system: System, lines: Iterable[bytes], file: str, options: Options) -> Iterator[Piece]:
-    """Yield what the rows of a file become, in pieces. Raises HeaderError if it is no file of this system."""
-    rows = system.read(map(_DECODE, lines), file, options)
-    while piece := list(islice(rows, _AT_ONCE)):
-        yield _checked(piece)
+class Reader:
+    """Judges the lines of a file, knowing how it begins. Raises HeaderError if it is no file of the system."""
+
+    def __init__(self, system: System, head: Sequence[bytes], file: str, options: Options) -> None:
+        self._opened = system.open([*map(_decoded, head)], file, options)
+        self.header = self._opened.header
+        """Lines before the first row."""
+
+    def pieces(self, lines: Sequence[bytes], first: int) -> Iterator[Piece]:
+        """Yield what consecutive lines become, where each is judged alone; `first` is the number of the first one."""
+        for start in range(0, len(lines), _AT_ONCE):
+            rows = self._opened.judge(map(_decoded, lines[start : start + _AT_ONCE]), first + start)
+            yield _checked(rows)
+
+    def all_pieces(self, lines: Iterable[bytes]) -> Iterator[Piece]:
+        """Yield what all lines after the header become."""
+        rows = self._opened.judge(map(_decoded, lines), self.header + 1)
+        rows = self._opened.over_all(rows) if self._opened.over_all else rows
+        while piece := list(islice(rows, _AT_ONCE)):
+            yield _checked(piece)
 
 
-def newest(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield, as one batch, of all counts that are reported of the same what was read last."""
+def _decoded(line: bytes) -> str:
+    return line.decode("utf-8", "surrogateescape")
+
+
+def newest(batches: Iterable[Batch]) -> Batch:
+    """Return, as one batch, of all counts that are reported of the same what was read last."""
     found = {
         reported_key(count): (value, count)
         for batch in batches
         for value, count in zip(batch.values, batch.says, strict=True)
     }
     values, counts = [value for value, _ in found.values()], [count for _, count in found.values()]
-    yield Batch(REPORTED_COUNTS, values, counts, [None] * len(counts))
+    return Batch(REPORTED_COUNTS, values, counts, [None] * len(counts))
 
 
-def _checked(rows: Sequence[Row]) -> Piece:
+def _checked(rows: Iterable[Row]) -> Piece:
     bad: list[BadRow] = []
     skipped: Counter[str] = Counter()
     events: dict[str, list[tuple[int, Event]]] = {topic: [] for topic in TOPICS}
@@ -109,12 +125,12 @@ def _checked(rows: Sequence[Row]) -> Piece:
 
 
 def _checked_events(topic: str, events: list[tuple[int, Event]], bad: list[BadRow]) -> Batch:
-    values = [_encoded(event) for _, event in events]
+    values = _encoded([event.fields for _, event in events])
     says = decoder(topic)(values)
     batch = Batch(topic, values, says, [event.appended_ms for _, event in events])
-    wrong = {number for number, one in enumerate(says) if isinstance(one, Malformed)}
-    if not wrong:
+    if Malformed not in set(map(type, says)):
         return batch
+    wrong = {number for number, one in enumerate(says) if isinstance(one, Malformed)}
     bad += [_bad_row(events[number][0], values[number], says[number]) for number in wrong]
     right = [number for number in range(len(events)) if number not in wrong]
     return Batch(
@@ -125,11 +141,11 @@ def _checked_events(topic: str, events: list[tuple[int, Event]], bad: list[BadRo
     )
 
 
-def _encoded(event: Event) -> bytes:
+def _encoded(events: list[dict[str, Any]]) -> list[bytes]:
     try:
-        return orjson.dumps(event.fields)
+        return [*map(orjson.dumps, events)]
     except orjson.JSONEncodeError:  # a lone surrogate: what was no UTF-8 in the file
-        return b""
+        return [b""] if len(events) == 1 else [value for event in events for value in _encoded([event])]
 
 
 def _bad_row(line: int, value: bytes, problem: Any) -> BadRow:

@@ -85,5 +85,5 @@ SYSTEM: Final = System(
     source="vast",
     moment="<Impression>, at the first frame (quartiles are none)",
     topics=(RENDERS, VIEWABILITY, CLICKS),
-    read=json_lines(_open),
+    open=json_lines(_open),
 )
