@@ -81,7 +81,7 @@ class Tally(Partition):
         """Let the edge know what was decided. Raises TooShallow."""
         if edge.has_again:
             edge.first({_key(render): render.ts for render in firsts})
-        places = map(_place, firsts, self._judgement.places, self._judgement.born)
+        places = map(_place, firsts, self._judgement.places.tolist(), self._judgement.born)
         edge.shown(places, [render.ts for render in firsts])
         for render in duplicates:
             if render.ts > edge.known:
