@@ -75,9 +75,9 @@ class Worker:
 
 
 @contextmanager
-def worker(broker: EmbeddedBroker, prefix: str, **settings: str) -> Iterator[Worker]:
+def worker(broker: EmbeddedBroker, prefix: str, *, module: str = "streams.cli", **settings: str) -> Iterator[Worker]:
     """Start a real worker, and end it after the block."""
-    command = ("-m", "streams.cli", "worker", "--http-port", "0")
+    command = ("-m", module, "worker", "--http-port", "0")
     with started(*command, broker=broker, prefix=prefix, **settings) as process:
         yield Worker(process)
 

@@ -1,21 +1,22 @@
 """What a scrape of many campaigns costs, and how long it keeps the worker from all else; then very many campaign ids.
 
-The longest hold is seen from outside: while scrapes run one after another, /healthz is asked for every 5 ms on another
-connection. The longest answer, less the median answer of an idle worker, is how long nothing else was done.
+The longest hold is what one callback of the worker's event loop took while scrapes ran one after another: the worker
+itself notes it (held.py).
 """
 
 import argparse
 import asyncio
-import http.client
+import os
+import signal
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from benchmarks import overflow
+from benchmarks.held import FILE
 from benchmarks.load import Load, produce
 from benchmarks.overflow import Overflow
 from benchmarks.pace import settles
@@ -29,8 +30,8 @@ RENDERS_EACH: Final = 20
 SCRAPES: Final = 20
 _LOOK_S: Final = 2.0
 """Between two looks at whether all is counted: each costs a scrape."""
-_HEALTH_S: Final = 0.005
 _IDLE_S: Final = 2.0
+_TOLD_S: Final = 0.01
 
 
 class Scrapes(NamedTuple):
@@ -48,20 +49,13 @@ class Named(NamedTuple):
 
     load: str
     scrapes: Scrapes
-    health_idle_ms: float
-    """Median answer of /healthz while nobody scrapes."""
-    health_max_ms: float
-    """The longest one while somebody does."""
+    longest_hold_ms: float
+    """How long a scrape held the event loop at most."""
     peak_mib: int
     cpu_s_per_million: float
     """Of the worker until all was counted, with its start and the scrapes of who waited for that."""
     broker_cpu_s_per_million: float
     exact: bool
-
-    @property
-    def longest_hold_ms(self) -> float:
-        """How long a scrape kept the worker from answering."""
-        return self.health_max_ms - self.health_idle_ms
 
 
 class Result(NamedTuple):
@@ -87,10 +81,7 @@ def measure(options: argparse.Namespace) -> Result:
 
 def summary(result: Result) -> dict[str, Any]:
     """Return the result as JSON shows it."""
-    runs = [
-        run._asdict() | {"scrapes": run.scrapes._asdict(), "longest_hold_ms": run.longest_hold_ms}
-        for run in result.named
-    ]
+    runs = [run._asdict() | {"scrapes": run.scrapes._asdict()} for run in result.named]
     return {"runs": runs, "random": result.overflow and overflow.summary(result.overflow)}
 
 
@@ -111,11 +102,7 @@ def _show(runs: list[Named]) -> None:
         f" {spread(median(one.wall_ms) for one in scrapes)} ms until it is read, mean and median of"
         f" {len(scrapes[0].wall_ms)}"
     )
-    print(
-        f"/healthz asked every 5 ms meanwhile: longest answer {spread(column(runs, 'health_max_ms'))} ms, median of an"
-        f" idle worker {spread(column(runs, 'health_idle_ms'), '.1f')} ms: held for"
-        f" {spread(column(runs, 'longest_hold_ms'))} ms at most"
-    )
+    print(f"the event loop was held for {spread(column(runs, 'longest_hold_ms'), '.1f')} ms at most meanwhile")
     print(
         f"CPU-s a million events, start and scrapes included: {spread(column(runs, 'cpu_s_per_million'), '.1f')},"
         f" broker {spread(column(runs, 'broker_cpu_s_per_million'), '.1f')}; peak {max(column(runs, 'peak_mib'))} MiB"
@@ -128,19 +115,16 @@ def _run(broker: EmbeddedBroker, prefix: str, options: argparse.Namespace) -> Na
     asyncio.run(create_topics(broker.bootstrap, prefix, options.partitions))
     truth = produce(broker.bootstrap, prefix, load)
     broker_cpu = cpu_s(broker.pid)
-    with worker(broker, prefix) as one:
+    with tempfile.TemporaryDirectory() as folder, worker_that_notes(Path(folder), broker, prefix) as (one, held_ms):
         is_exact = settles([one], truth, scrape_s=_LOOK_S)
         million = truth.events / 1e6
         used, broker_used = cpu_s(one.pid), cpu_s(broker.pid) - broker_cpu
-        with _health(one) as idle:
-            time.sleep(_IDLE_S)
-        with _health(one) as scraped:
-            found = scrapes_of(one, options.scrapes)
+        held_ms()
+        found = scrapes_of(one, options.scrapes)
         return Named(
             str(load),
             found,
-            median(idle),
-            max(scraped),
+            held_ms(),
             peak_mib(one.pid),
             used / million,
             broker_used / million,
@@ -164,24 +148,19 @@ def scrapes_of(one: Worker, number: int) -> Scrapes:
 
 
 @contextmanager
-def _health(one: Worker) -> Iterator[list[float]]:
-    """Ask for /healthz every 5 ms on a connection of its own; the list has how many ms each answer took."""
-    answers: list[float] = []
-    done = threading.Event()
+def worker_that_notes(
+    folder: Path, broker: EmbeddedBroker, prefix: str
+) -> Iterator[tuple[Worker, Callable[[], float]]]:
+    """Start a worker; yield it and what says for how many ms its event loop was held at most since it last did."""
+    told = folder / "held"
+    os.environ[FILE] = str(told)
 
-    def ask() -> None:
-        connection = http.client.HTTPConnection(one.url.removeprefix("http://"))
-        while not done.wait(_HEALTH_S):
-            asked = time.monotonic()
-            connection.request("GET", "/healthz")
-            connection.getresponse().read()
-            answers.append((time.monotonic() - asked) * 1000)
-        connection.close()
+    def held_ms() -> float:
+        told.unlink(missing_ok=True)
+        os.kill(one.pid, signal.SIGUSR1)
+        while not told.exists():
+            time.sleep(_TOLD_S)
+        return float(told.read_text())
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield answers
-    finally:
-        done.set()
-        thread.join()
+    with worker(broker, prefix, module="benchmarks.held") as one:
+        yield one, held_ms

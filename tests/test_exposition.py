@@ -12,6 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from streams.metrics.exposition import Labels, Table, page_of
+from streams.metrics.reading import at_once
 from tests.test_properties import THOROUGH
 
 ACCEPTS = {"": parse_text, "application/openmetrics-text; version=1.0.0": parse_openmetrics}
@@ -51,15 +52,15 @@ def written_by_the_library(kind: str, rows: dict[tuple[str, str], float | None],
 @pytest.mark.parametrize("kind", FAMILIES)
 @given(rows=series)
 def test_a_table_says_what_the_library_would_say_of_the_same_samples(kind, accept, rows):
-    table = Table("ads_x", "What it is", kind, Labels().texts(NAMES, rows), [*rows.values()])
+    table = Table("ads_x", "What it is", kind, at_once(Labels().texts(NAMES, rows)), [*rows.values()])
     page = page_of([table, None], accept)
     assert read(page, accept) == read(written_by_the_library(kind, rows, accept), accept)
 
 
 def test_labels_are_kept_for_the_next_page_and_no_longer() -> None:
     labels = Labels()
-    (first,) = labels.texts(NAMES, [("a", "USD")])
-    assert labels.texts(NAMES, [("b", "USD"), ("a", "USD")])[1] is first
-    labels.texts(NAMES, [])
-    assert labels.texts(NAMES, [("a", "USD")]) == [first]
-    assert labels.texts(NAMES, [("a", "USD")])[0] is not first
+    (first,) = at_once(labels.texts(NAMES, [("a", "USD")]))
+    assert at_once(labels.texts(NAMES, [("b", "USD"), ("a", "USD")]))[1] is first
+    at_once(labels.texts(NAMES, []))
+    assert at_once(labels.texts(NAMES, [("a", "USD")])) == [first]
+    assert at_once(labels.texts(NAMES, [("a", "USD")]))[0] is not first

@@ -318,11 +318,11 @@ def test_a_pane_ahead_of_stream_time_is_in_no_window_yet():
 
 def test_a_tumbling_window_is_published_when_stream_time_has_passed_its_end_by_10_s():
     total = rollup(partial(head(0, time=69_999), {0: served(1)}))
-    assert total.windows() == []
+    assert list(total.windows()) == []
     total.apply(partial(head(1, time=70_000)))
     (window,) = total.windows()
     assert (window.start, window.end, window.served, window.final) == (0, MIN, 1, False)
-    assert total.windows() == []
+    assert list(total.windows()) == []
 
 
 def test_a_tumbling_window_is_published_again_when_it_changes_and_last_when_it_is_final():
@@ -331,15 +331,15 @@ def test_a_tumbling_window_is_published_again_when_it_changes_and_last_when_it_i
     total.apply(partial(head(1, time=2 * MIN), {10_000: served(2)}))
     assert [(window.served, window.final) for window in total.windows()] == [(3, False)]
     total.apply(partial(head(2, time=3 * MIN, final=MIN - 1)))
-    assert total.windows() == []
+    assert list(total.windows()) == []
     total.apply(partial(head(3, time=3 * MIN, final=MIN)))
     assert [(window.served, window.final) for window in total.windows()] == [(3, True)]
-    assert total.windows() == []
+    assert list(total.windows()) == []
 
 
 def test_only_the_billing_source_has_tumbling_windows():
     total = rollup(partial(head(time=2 * MIN), {0: served(1)}, series=Series("c", "USD", "dsp")))
-    assert total.windows() == []
+    assert list(total.windows()) == []
 
 
 def test_a_window_says_its_figures_in_currency_units_and_null_where_a_ratio_is_undefined():
@@ -463,7 +463,7 @@ def test_segments_and_other_sources_end_without_a_word():
 
 def test_segments_have_no_tumbling_windows():
     total = rollup(partial(head(time=2 * MIN), {0: served(1)}, series=Series("c", "USD", "adserver", "country", "DE")))
-    assert total.windows() == []
+    assert list(total.windows()) == []
 
 
 def test_windows_are_those_of_the_source_that_bills_the_campaign():

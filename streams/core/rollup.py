@@ -302,19 +302,22 @@ class Rollup:
 
     # --- tumbling windows ----------------------------------------------------------------------------------------
 
-    def windows(self) -> list[Window]:
-        """Return, once, the tumbling windows to publish: due and changed, or final since the last call."""
+    def windows(self) -> Iterator[Window]:
+        """Return, once, the tumbling windows to publish: due and changed, or final since the last call.
+
+        Each says what is known when it is its turn; what changes one that had its turn is published the next time.
+        """
         final, due = self.final_before(), self.stream_time() - PUBLISH_DELAY_MS
         ready = {place for place in self._unpublished if place[0] + TUMBLING_MS <= max(final, due)}
         self._unpublished -= ready
         for minute in [m for m in self._by_minute if self._final_published < m + TUMBLING_MS <= final]:
             ready |= {(minute, series) for series in self._by_minute[minute]}
         self._final_published = max(self._final_published, final)
-        return [
+        return (
             self._window(self.accounts[series], minute, final)
             for minute, series in sorted(ready)
             if self.campaigns.is_billed(series)
-        ]
+        )
 
     def _window(self, account: Account, minute: int, final: int) -> Window:
         return window_of(account.series, minute, account.sum_of(minute), final)

@@ -359,9 +359,13 @@ class Qualify:
 
     async def _commit(self, is_due: Callable[[Owned], bool]) -> bool:
         async with self._committing:
-            started = monotonic()
-            commits = [self._gather(owned) for owned in self.owned.values() if is_due(owned)]
-            self.gathering_s = monotonic() - started
+            commits = []
+            self.gathering_s = 0.0
+            for owned in [one for one in self.owned.values() if is_due(one)]:
+                started = monotonic()
+                commits.append(self._gather(owned))
+                self.gathering_s += monotonic() - started
+                await asyncio.sleep(0)
             if commits:
                 await self._step_1_letters(commits)
                 await self._step_2_journal(commits)

@@ -5,9 +5,10 @@ twice changes nothing; so rows may be written far less often than gauges change.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from itertools import chain
 from time import monotonic
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from streams.core.campaigns import Campaigns
 from streams.core.delta import NEVER
@@ -28,6 +29,20 @@ from streams.wire.records import (
     encode_window,
     window_key,
 )
+
+T = TypeVar("T")
+
+_AT_ONCE: Final = 200
+"""Rows that are encoded between two moments at which others may have their turn. Partials may be applied meanwhile: a
+row says then more than is acknowledged, and to take the rest again changes nothing."""
+
+
+async def in_turns(values: Iterable[T]) -> AsyncIterator[T]:
+    """Yield values, and let others have their turn."""
+    for number, value in enumerate(values, 1):
+        yield value
+        if number % _AT_ONCE == 0:
+            await asyncio.sleep(0)
 
 
 class TableError(Exception):
@@ -140,8 +155,8 @@ class RollupStage:
         """Publish the tumbling windows that are due, and the last word on campaigns that have ended."""
         reached("windows")
         for number, rollup in owned.items():
-            farewells = [rollup.farewell(series) for series in ended[number]]
-            for word in (*rollup.windows(), *farewells):
+            farewells = (rollup.farewell(series) for series in ended[number])
+            async for word in in_turns(chain(rollup.windows(), farewells)):
                 if word is not None:
                     self.outbox.send(self.prefix + WINDOWS, window_key(word), encode_window(word), partition=number)
         await self.outbox.flush()
@@ -150,7 +165,7 @@ class RollupStage:
         """Write the rows that changed, each whole, and then delete those that older owners left of them."""
         reached("rows")
         for number, rollup in owned.items():
-            for key, row in rollup.changed():
+            async for key, row in in_turns(rollup.changed()):
                 written = self._written[number].pop(key, set())
                 if row is not None:
                     own = encode_row_key(number, self._epochs[number], key)

@@ -17,7 +17,7 @@ from streams.core.panes import PANE_MS, Cell, Series, Touched
 from streams.core.rollup import Head, Partial, Rollup
 from streams.metrics.collector import Collector
 from streams.metrics.exposition import Labels, Table
-from streams.metrics.reading import Reading
+from streams.metrics.reading import Reading, at_once
 
 Panes = Iterable[tuple[int, list[tuple[Series, Cell]]]]
 """(start of a pane in ms, the cells in it), in order."""
@@ -65,7 +65,7 @@ class Backfill:
     """Writes pages as one OpenMetrics file, in which all samples of a family lie together."""
 
     def __init__(self, run: str) -> None:
-        self._run = b"," + Labels().texts(("run",), [(run,)])[0][1:]
+        self._run = b"," + at_once(Labels().texts(("run",), [(run,)]))[0][1:]
         self._families: dict[str, tuple[bytes, IO[bytes]]] = {}
         self._stack = ExitStack()
         self.samples = 0
@@ -107,7 +107,11 @@ def _lines(family: Table | Metric) -> list[bytes]:
         names = tuple(family.samples[0].labels) if family.samples else ()
         rows = [tuple(sample.labels.values()) for sample in family.samples]
         table = Table(
-            family.name, family.documentation, family.type, labels.texts(names, rows), [s.value for s in family.samples]
+            family.name,
+            family.documentation,
+            family.type,
+            at_once(labels.texts(names, rows)),
+            [s.value for s in family.samples],
         )
         text = table.text(openmetrics=True)
     comment, kind, *samples = text[:-1].split(b"\n")

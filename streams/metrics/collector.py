@@ -107,7 +107,8 @@ class Collector:
 
     def _totals(self, billed: list[Line]) -> Families:
         rows = ((line.series.campaign_id, line.series.currency) for line in billed)
-        labels, totals = self._labels.texts(("campaign", "currency"), rows), [line.total for line in billed]
+        labels = yield from self._labels.texts(("campaign", "currency"), rows)
+        totals = [line.total for line in billed]
         yield None
         for name, text, figure in _TOTALS:
             yield Table(name, text, "counter", labels, [*map(figure, totals)])
@@ -120,7 +121,7 @@ class Collector:
             if line.windows
             for window in self._windows
         )
-        labels = self._labels.texts(("campaign", "currency", "window"), rows)
+        labels = yield from self._labels.texts(("campaign", "currency", "window"), rows)
         cells = [cell for line in lines for cell in line.windows or ()]
         yield None
         for name, text, figure in _WINDOWS:
@@ -134,28 +135,24 @@ class Collector:
 
     def _ratios(self, campaigns: Mapping[str, list[Cell]]) -> Families:
         rows = ((campaign, window) for campaign in campaigns for window in self._windows)
-        labels = self._labels.texts(("campaign", "window"), rows)
+        labels = yield from self._labels.texts(("campaign", "window"), rows)
         cells = [cell for sums in campaigns.values() for cell in sums]
         yield None
         for name, text, rate in _COUNT_RATES:
             yield Table(name, text, "gauge", labels, [rate(cell, self._min_sample) for cell in cells])
             yield None
 
-    def _sources(self, billed: list[Line], foreign: list[Line]) -> Iterator[Table]:
+    def _sources(self, billed: list[Line], foreign: list[Line]) -> Families:
         totals: dict[tuple[str, str], int] = {}
         for line in (*billed, *foreign):
             place = line.series.campaign_id, line.series.source
             totals[place] = totals.get(place, 0) + line.total.served
-        yield Table(
-            "ads_source_impressions",
-            "Impressions that count, by who counted",
-            "counter",
-            self._labels.texts(("campaign", "source"), totals),
-            [*totals.values()],
-        )
-        yield self._discrepancies(billed, foreign)
+        labels = yield from self._labels.texts(("campaign", "source"), totals)
+        text = "Impressions that count, by who counted"
+        yield Table("ads_source_impressions", text, "counter", labels, [*totals.values()])
+        yield from self._discrepancies(billed, foreign)
 
-    def _discrepancies(self, billed_lines: list[Line], foreign: list[Line]) -> Table:
+    def _discrepancies(self, billed_lines: list[Line], foreign: list[Line]) -> Families:
         ratios: dict[tuple[str, ...], float | None] = {}
         billing = by_campaign(billed_lines)
         for (campaign, source), cells in summed(foreign, lambda one: (one.campaign_id, one.source)).items():
@@ -165,18 +162,14 @@ class Collector:
                     ratios[campaign, source, window, of] = rates.ratio(
                         cell.served - other.served, base, self._min_sample
                     )
-        return Table(
-            "ads_discrepancy_ratio",
-            "(Source - billing source) / one of the two, of impressions in the window",
-            "gauge",
-            self._labels.texts(("campaign", "source", "window", "of"), ratios),
-            [*ratios.values()],
-        )
+        labels = yield from self._labels.texts(("campaign", "source", "window", "of"), ratios)
+        text = "(Source - billing source) / one of the two, of impressions in the window"
+        yield Table("ads_discrepancy_ratio", text, "gauge", labels, [*ratios.values()])
 
-    def _segments(self, segments: list[Line]) -> Iterator[Table]:
+    def _segments(self, segments: list[Line]) -> Families:
         sums = summed(segments, lambda one: (one.campaign_id, one.dimension, one.value))
         rows = ((*place, window) for place in sums for window in self._windows)
-        labels = self._labels.texts(("campaign", "dimension", "value", "window"), rows)
+        labels = yield from self._labels.texts(("campaign", "dimension", "value", "window"), rows)
         for name, text, figure in _SEGMENTS:
             values = [figure(cell, self._min_sample) for cells in sums.values() for cell in cells]
             yield Table(name, text, "gauge", labels, values)

@@ -4,8 +4,8 @@ Law: what is written means the same as what prometheus_client would write of the
 line, so a page of 5,000 campaigns would hold the worker for most of a second; here numbers become text all at once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import compress, islice
 from operator import add
 from typing import Final, NamedTuple
 
@@ -13,6 +13,8 @@ import orjson
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 
+_AT_ONCE: Final = 2_000
+"""Rows whose labels are looked at between two moments at which others may have their turn."""
 _SUFFIX: Final = {"counter": b"_total", "gauge": b""}
 
 
@@ -48,11 +50,17 @@ class Labels:
     def __init__(self) -> None:
         self._known: dict[tuple[str, ...], dict[tuple[str, ...], bytes]] = {}
 
-    def texts(self, names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[bytes]:
-        """Return each row of label values, all different, as it stands between a sample's name and its value."""
-        known = self._known.get(names, {})
-        self._known[names] = {row: known.get(row) or _text(names, row) for row in rows}
-        return [*self._known[names].values()]
+    def texts(self, names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Generator[None, None, list[bytes]]:
+        """Return each row of label values, all different, as it stands between a sample's name and its value.
+
+        Yields where others may have their turn: the texts of a first page take long.
+        """
+        known, texts, coming = self._known.get(names, {}), dict[tuple[str, ...], bytes](), iter(rows)
+        while piece := list(islice(coming, _AT_ONCE)):
+            texts |= {row: known.get(row) or _text(names, row) for row in piece}
+            yield None
+        self._known[names] = texts
+        return [*texts.values()]
 
 
 def _text(names: tuple[str, ...], values: tuple[str, ...]) -> bytes:
@@ -90,10 +98,9 @@ class Page:
         else:
             self._few.append(family)
 
-    @property
-    def body(self) -> bytes:
-        """The page. What prometheus_client writes comes last: it knows how a page of the format ends."""
-        return b"".join([*self._parts, self._encode(_Few(self._few))])
+    def parts(self) -> list[bytes]:
+        """Return the page. What prometheus_client writes comes last: it knows how a page of the format ends."""
+        return [*self._parts, self._encode(_Few(self._few))]
 
 
 def page_of(families: Iterable[Table | Metric | None], accept: str = "") -> bytes:
@@ -102,7 +109,7 @@ def page_of(families: Iterable[Table | Metric | None], accept: str = "") -> byte
     for family in families:
         if family is not None:
             page.write(family)
-    return page.body
+    return b"".join(page.parts())
 
 
 Families = Iterator[Table | Metric | None]

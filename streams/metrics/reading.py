@@ -15,6 +15,7 @@ from streams.core.partition import Partition
 from streams.core.rollup import Account, Rollup
 
 K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 
 QUIET_MS: Final = 60_000
 """After so long without any event, windows move on by the clock, so that no gauge freezes."""
@@ -77,15 +78,19 @@ _AT_ONCE: Final = 500
 """Series that are read between two moments at which others may have their turn."""
 
 
-def shown(reading: Reading, max_campaigns: int) -> Shown:
-    """Return every series that this worker adds up; above so many campaigns, those that served most by name."""
-    steps = in_steps(reading, max_campaigns)
+def at_once(steps: Generator[None, None, T]) -> T:
+    """Return what steps lead to, without a turn for others."""
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            result: Shown = end.value
+            result: T = end.value
             return result
+
+
+def shown(reading: Reading, max_campaigns: int) -> Shown:
+    """Return every series that this worker adds up; above so many campaigns, those that served most by name."""
+    return at_once(in_steps(reading, max_campaigns))
 
 
 def in_steps(reading: Reading, max_campaigns: int) -> Generator[None, None, Shown]:
