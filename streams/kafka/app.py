@@ -31,7 +31,7 @@ from streams.settings import Settings
 
 ROLLUP_COMMIT_S: Final = 1.0
 """Rows of campaigns are written this often: partials repeat them until then."""
-PAUSE: Final = 4
+PAUSE: Final = 10
 """To gather a commit holds up all else, so a pause of so many times that follows: with 10,000 campaigns, what is told
 of each would else be most of the work. So it is with all of a commit of the rollup's, which no gauge waits for."""
 LONGEST_PAUSE_S: Final = 3.0
