@@ -196,28 +196,27 @@ def endless(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", list[int]]]
     path = folder / "NetworkBackfillImpressions_1"
     os.mkfifo(path)
     command = [sys.executable, "-m", "streams.cli", "ingest", "gam", str(path), "--out", str(folder / "out")]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--processes", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    stop = threading.Event()
+    ) as process:
+        stop = threading.Event()
+        feeder = threading.Thread(target=_feed, args=(path, stop))
+        feeder.start()
+        try:
+            wait_until(lambda: len(judging(process.pid)) == 2, "two processes help")
+            yield process, judging(process.pid)
+        finally:
+            stop.set()
+            process.kill()
+            feeder.join()
 
-    def feed() -> None:
-        rows = lines(*(f"k{number},1769864401000000" for number in range(LINES_A_TASK)))
-        with suppress(BrokenPipeError), path.open("wb") as pipe:
-            pipe.write(lines("KeyPart,TimeUsec2"))
-            while not stop.is_set():
-                pipe.write(rows)
 
-    feeder = threading.Thread(target=feed)
-    feeder.start()
-    try:
-        wait_until(lambda: len(judging(process.pid)) == 2, "two processes help")
-        yield process, judging(process.pid)
-    finally:
-        stop.set()
-        process.kill()
-        process.wait()
-        feeder.join()
+def _feed(path: Path, stop: threading.Event) -> None:
+    rows = lines(*(f"k{number},1769864401000000" for number in range(LINES_A_TASK)))
+    with suppress(BrokenPipeError), path.open("wb") as pipe:
+        pipe.write(lines("KeyPart,TimeUsec2"))
+        while not stop.is_set():
+            pipe.write(rows)
 
 
 def judging(pid: int) -> list[int]:

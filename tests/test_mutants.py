@@ -25,8 +25,8 @@ assert Path(streams.__file__).parent.parent == Path(__file__).parent, "this woul
 """
 
 
-SEEDS = "200"
-"""Of the simulation: in so many of its runs, a fifth, it has to see each of its mutants."""
+SEEDS = "500"
+"""Of the simulation: in so many of its runs, half of them, it has to see each of its mutants."""
 
 
 class Mutant(NamedTuple):

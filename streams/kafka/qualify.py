@@ -362,10 +362,11 @@ class Qualify:
             commits = []
             self.gathering_s = 0.0
             for owned in [one for one in self.owned.values() if is_due(one)]:
+                if commits:
+                    await asyncio.sleep(0)
                 started = monotonic()
                 commits.append(self._gather(owned))
                 self.gathering_s += monotonic() - started
-                await asyncio.sleep(0)
             if commits:
                 await self._step_1_letters(commits)
                 await self._step_2_journal(commits)

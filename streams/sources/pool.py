@@ -99,8 +99,11 @@ def _by_processes(judging: Judging, tasks: Iterable[Task], processes: int) -> It
                     yield begun.popleft().result()
             while begun:
                 yield begun.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        except BaseException:
+            # Ctrl-C may have come anywhere, also within the pool: it would wait for ever for a task that it lost.
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
 
 
 def _submitted(pool: ProcessPoolExecutor, task: Task) -> Future[Judged]:
