@@ -359,7 +359,7 @@ class Qualify:
 
     async def _commit(self, is_due: Callable[[Owned], bool]) -> bool:
         async with self._committing:
-            commits = []
+            commits: list[Commit] = []
             self.gathering_s = 0.0
             for owned in [one for one in self.owned.values() if is_due(one)]:
                 if commits:
