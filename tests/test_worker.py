@@ -258,11 +258,15 @@ def test_a_worker_that_may_remember_no_more_pauses_says_so_and_evicts_nothing(
         large.ready()
 
 
+AT_FIRST = {"the broker has not answered yet", "no partitions are assigned", "state is being recovered"}
+"""Why a worker that has just been started does no work: one after the other, or two at a time."""
+
+
 def test_a_worker_is_alive_before_it_is_ready_and_says_why_it_is_not(broker: EmbeddedBroker, topics: str) -> None:
     with WorkerProcess(broker.bootstrap, topics) as worker:
         assert worker.get("/healthz") == (200, "alive\n")
         code, reasons = worker.get("/readyz")
-        assert (code, reasons) == (200, "ready\n") or (code == 503 and "no partitions are assigned" in reasons)
+        assert (code, reasons) == (200, "ready\n") or (code == 503 and {*reasons.splitlines()} <= AT_FIRST), reasons
         worker.ready()
         assert worker.get("/readyz") == (200, "ready\n")
 
