@@ -143,7 +143,7 @@ class Worker:
         self._tables.begin = self._begin
         self._tables.take_over = self._take_over
         self._tables.claim = self.qualify.claim
-        self._reached_at = float("-inf")
+        self._reached_at = monotonic()  # it has just said how many partitions there are
 
     def _table(self, name: str, partitions: int) -> PartitionTable:
         table: PartitionTable = self._app.Table(name, partitions=partitions, key_type=bytes, value_type=bytes)
