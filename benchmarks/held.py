@@ -15,27 +15,29 @@ from streams.cli import main
 
 FILE: Final = "HELD"
 
-_run = events.Handle._run  # noqa: SLF001 - what every callback goes through
-_longest_s = 0.0
 
+def note_holds(told: Path) -> None:
+    """Note from now on what every callback of the main thread's loop takes; who fetches has a loop of its own."""
+    run, longest_s = events.Handle._run, 0.0  # noqa: SLF001 - what every callback goes through
 
-def _timed(handle: events.Handle) -> None:
-    global _longest_s  # noqa: PLW0603 - a figure of the whole process
-    began = perf_counter()
-    _run(handle)
-    if threading.current_thread() is threading.main_thread():  # the thread that fetches has a loop of its own
-        _longest_s = max(_longest_s, perf_counter() - began)
+    def timed(handle: events.Handle) -> None:
+        nonlocal longest_s
+        began = perf_counter()
+        run(handle)
+        if threading.current_thread() is threading.main_thread():
+            longest_s = max(longest_s, perf_counter() - began)
 
+    def tell(*_: Any) -> None:
+        nonlocal longest_s
+        beside = told.with_suffix(".new")
+        beside.write_text(str(longest_s * 1000))
+        beside.replace(told)
+        longest_s = 0.0
 
-def _tell(*_: Any) -> None:
-    global _longest_s  # noqa: PLW0603
-    beside = Path(os.environ[FILE] + ".new")
-    beside.write_text(str(_longest_s * 1000))
-    beside.replace(os.environ[FILE])
-    _longest_s = 0.0
+    events.Handle._run = timed  # type: ignore[method-assign]  # noqa: SLF001 - put in its place on purpose
+    signal.signal(signal.SIGUSR1, tell)
 
 
 if __name__ == "__main__":
-    events.Handle._run = _timed  # type: ignore[method-assign]  # noqa: SLF001
-    signal.signal(signal.SIGUSR1, _tell)
+    note_holds(Path(os.environ[FILE]))
     main()

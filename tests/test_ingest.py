@@ -220,9 +220,10 @@ def _feed(path: Path, stop: threading.Event) -> None:
 
 
 def judging(pid: int) -> list[int]:
-    """The processes that judge rows for one."""
+    """The processes that judge rows for one, and watch it with a thread of their own already."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    helpers = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [int(child) for child in helpers if len(os.listdir(f"/proc/{child}/task")) > 1]
 
 
 def is_running(pid: int) -> bool:

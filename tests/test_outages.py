@@ -137,7 +137,7 @@ def test_connections_that_are_slow_cut_and_refused_for_a_while_lose_and_double_n
             proxy.is_away = False
             assert_goes_on(worker, since, before)
             time.sleep(3)
-            assert is_ready(worker)
+            assert is_ready(worker), "it stays so, slow as the connections are"
             proxy.delay_s = 0
             assert_settles(truth, worker)
             assert worker.terminate()[0] == 0

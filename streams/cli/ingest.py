@@ -198,7 +198,6 @@ class Run:
         self._is_report = system.topics == (REPORTED_COUNTS,)
         self._read_bytes = 0
         self._file: LineFile | None = None
-        self._name = ""
         self._tell: Callable[[int], None] = lambda lines: None
 
     @contextmanager
@@ -236,10 +235,10 @@ class Run:
             yield from judged.made
 
     def _tasks(self, path: Path) -> Iterator[Task]:
-        with self._opened(path) as (reader, head, lines):
+        with self._opened(path) as (reader, lines):
             first = reader.header + 1
             while piece := list(islice(lines, LINES_A_TASK)):
-                yield Task(self._name, head, first, piece)
+                yield Task(reader.file, reader.head, first, piece)
                 first += len(piece)
 
     def _reported(self, make: Callable[[Batch], T]) -> Iterator[tuple[str, int, T]]:
@@ -248,23 +247,23 @@ class Run:
         yield batch.topic, len(batch.values), make(batch)
 
     def _batches(self, path: Path) -> Iterator[Batch]:
-        with self._opened(path) as (reader, _, lines):
+        with self._opened(path) as (reader, lines):
             for piece in reader.all_pieces(lines):
-                self._note(self._name, piece.skipped, piece.bad)
+                self._note(reader.file, piece.skipped, piece.bad)
                 yield from piece.batches
 
     @contextmanager
-    def _opened(self, path: Path) -> Iterator[tuple[Reader, list[bytes], Iterator[bytes]]]:
-        """Yield what judges a file's lines, those that it begins with, and those after the header."""
+    def _opened(self, path: Path) -> Iterator[tuple[Reader, Iterator[bytes]]]:
+        """Yield what judges a file's lines, and those after the header."""
         with closing(LineFile(path)) as self._file:
-            self._name = self._file.name
+            name = self._file.name
             lines = chain.from_iterable(self._lines(self._file))
             head = list(islice(lines, HEADER_WITHIN))
             try:
-                reader = Reader(self._system, head, self._name, self._options)
+                reader = Reader(self._system, head, name, self._options)
             except HeaderError as error:
-                fail(f"{self._name}: {error}")
-            yield reader, head, chain(head[reader.header :], lines)
+                fail(f"{name}: {error}")
+            yield reader, chain(head[reader.header :], lines)
             self._read_bytes += self._file.size or 0
         self._file = None
         self.tally.files += 1

@@ -417,8 +417,9 @@ class Partition:
 
     def _ads_of(self, renders: Sequence[Render]) -> list[_Ad]:
         ads: list[Any] = [*map(self._ads.get, map(self._fields_of_ad, renders))]
-        for at in [at for at, ad in enumerate(ads) if ad is None] if None in ads else ():
-            ads[at] = self._ads.get(self._fields_of_ad(renders[at])) or self._new_ad(renders[at])
+        if None in ads:
+            for at, render in enumerate(renders):
+                ads[at] = ads[at] or self._ads.get(self._fields_of_ad(render)) or self._new_ad(render)
         return ads
 
     def _new_ad(self, render: Render) -> _Ad:

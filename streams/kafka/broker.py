@@ -215,9 +215,9 @@ class _Downloading:
     """One download of the jars and of all that they need."""
 
     def __init__(self, repository: Path, on_download: OnDownload) -> None:
-        # Here, because it takes as long to import as a command to answer, and is needed once in a cache's life.
-        from jgo.maven import MavenContext, PythonResolver  # noqa: PLC0415
-        from jgo.parse import Coordinate  # noqa: PLC0415
+        # They take as long to import as a command to answer, and are needed once in a cache's life.
+        from jgo.maven import MavenContext, PythonResolver  # noqa: PLC0415 - see above
+        from jgo.parse import Coordinate  # noqa: PLC0415 - see above
 
         self._on_download = on_download
         self._at = Download(0, 0, 0)

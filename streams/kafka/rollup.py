@@ -37,7 +37,7 @@ _AT_ONCE: Final = 200
 row says then more than is acknowledged, and to take the rest again changes nothing."""
 
 
-async def in_turns(values: Iterable[T]) -> AsyncIterator[T]:
+async def _in_turns(values: Iterable[T]) -> AsyncIterator[T]:
     """Yield values, and let others have their turn."""
     for number, value in enumerate(values, 1):
         yield value
@@ -156,7 +156,7 @@ class RollupStage:
         reached("windows")
         for number, rollup in owned.items():
             farewells = (rollup.farewell(series) for series in ended[number])
-            async for word in in_turns(chain(rollup.windows(), farewells)):
+            async for word in _in_turns(chain(rollup.windows(), farewells)):
                 if word is not None:
                     self.outbox.send(self.prefix + WINDOWS, window_key(word), encode_window(word), partition=number)
         await self.outbox.flush()
@@ -165,7 +165,7 @@ class RollupStage:
         """Write the rows that changed, each whole, and then delete those that older owners left of them."""
         reached("rows")
         for number, rollup in owned.items():
-            async for key, row in in_turns(rollup.changed()):
+            async for key, row in _in_turns(rollup.changed()):
                 written = self._written[number].pop(key, set())
                 if row is not None:
                     own = encode_row_key(number, self._epochs[number], key)

@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS refused (
 ) WITHOUT ROWID;
 """
 # Here and below, what is put into a statement are names of our own; all values are bound.
-_PUT_CELL: Final = f"INSERT OR REPLACE INTO cells VALUES ({', '.join('?' * (5 + len(_FIGURES)))})"  # noqa: S608
+_PUT_CELL: Final = f"INSERT OR REPLACE INTO cells VALUES ({', '.join('?' * (5 + len(_FIGURES)))})"  # noqa: S608 - ?s
 _ORDER: Final = "ORDER BY campaign, currency, source, pane"
 _ADD_REFUSED: Final = (
     "INSERT INTO refused VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count"
@@ -112,7 +112,7 @@ class Store:
         values = {name: self.get(name) for name in kept}
         with self.transaction():
             for table in ("meta", "journal", "cells", "refused"):
-                self._db.execute(f"DELETE FROM {table}")  # noqa: S608
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - a name of our own
             for name, value in values.items():
                 if value is not None:
                     self.keep(name, value)
@@ -150,7 +150,7 @@ class Store:
     def cells(self, since: int = 0, until: int = 1 << 62) -> Iterator[tuple[Series, int, Cell]]:
         """Yield the cells of all partitions together, by series and then by pane: of the panes between two times."""
         where = "WHERE pane >= ? AND pane < ?" if since else "WHERE +pane >= ? AND +pane < ?"  # an index only for few
-        rows = self._db.execute(f"SELECT * FROM cells {where} {_ORDER}", (since, until))  # noqa: S608
+        rows = self._db.execute(f"SELECT * FROM cells {where} {_ORDER}", (since, until))  # noqa: S608 - our own
         yield from _summed(rows)
 
     def cells_by_pane(self) -> Iterator[tuple[int, list[tuple[Series, Cell]]]]:

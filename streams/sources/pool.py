@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple
@@ -28,7 +28,7 @@ class Task(NamedTuple):
     """Consecutive lines of a file, the number of the first, and how the file begins."""
 
     file: str
-    head: list[bytes]
+    head: Sequence[bytes]
     first: int
     lines: list[bytes]
 
@@ -54,7 +54,7 @@ class Judging:
         self._system = system
         self._options = options
         self._make = make
-        self._open: tuple[tuple[str, list[bytes]], Reader] | None = None
+        self._open: Reader | None = None
         """The file of the newest task: most are of the same one."""
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -70,10 +70,9 @@ class Judging:
         return judged
 
     def _reader(self, task: Task) -> Reader:
-        begins = task.file, task.head
-        if self._open is None or self._open[0] != begins:
-            self._open = begins, Reader(SYSTEMS[self._system], task.head, task.file, self._options)
-        return self._open[1]
+        if self._open is None or (self._open.file, self._open.head) != (task.file, task.head):
+            self._open = Reader(SYSTEMS[self._system], task.head, task.file, self._options)
+        return self._open
 
 
 def in_order(judging: Judging, tasks: Iterable[Task], processes: int) -> Iterator[Judged]:
@@ -83,15 +82,16 @@ def in_order(judging: Judging, tasks: Iterable[Task], processes: int) -> Iterato
     """
     coming = iter(tasks)
     yield from map(judging, islice(coming, ALONE) if processes > 1 else coming)
-    for task in coming:
-        yield from _by_processes(judging, chain([task], coming), processes)
+    first_of_many = next(coming, None)
+    if first_of_many is not None:
+        yield from _by_processes(judging, chain([first_of_many], coming), processes)
 
 
 def _by_processes(judging: Judging, tasks: Iterable[Task], processes: int) -> Iterator[Judged]:
     begun: deque[Future[Judged]] = deque()
     # Forked from a process that has threads, a process may wait for ever for a lock that one of them held.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _begin, (judging,)) as pool:
+    with ProcessPoolExecutor(processes, context, _begin, (judging, gc.get_threshold())) as pool:
         try:
             for task in tasks:
                 begun.append(_submitted(pool, task))
@@ -120,11 +120,11 @@ def _submitted(pool: ProcessPoolExecutor, task: Task) -> Future[Judged]:
 _judging: Judging | None = None
 
 
-def _begin(judging: Judging) -> None:
+def _begin(judging: Judging, collect_after: tuple[int, int, int]) -> None:
+    """Judge like this from now on, and look for cycles as seldom as the parent does."""
     global _judging  # noqa: PLW0603 - a process of a pool has no other place that outlives a task
     _judging = judging
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 1_000)
+    gc.set_threshold(*collect_after)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -67,6 +67,8 @@ class Reader:
     """Judges the lines of a file, knowing how it begins. Raises HeaderError if it is no file of the system."""
 
     def __init__(self, system: System, head: Sequence[bytes], file: str, options: Options) -> None:
+        self.file = file
+        self.head = head
         self._opened = system.open([*map(_decoded, head)], file, options)
         self.header = self._opened.header
         """Lines before the first row."""
