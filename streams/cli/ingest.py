@@ -7,7 +7,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -42,7 +41,7 @@ from streams.replay.files import FileError, LineFile
 from streams.settings import Settings
 from streams.sources.adapter import HEADER_WITHIN, BadRow, HeaderError, Options, PriceIn, System
 from streams.sources.gam import line_item_prices
-from streams.sources.pool import Judging, Task, as_lines, in_order
+from streams.sources.pool import HelperError, Judging, Task, as_lines, in_order
 from streams.sources.systems import SYSTEMS, Batch, Reader, newest
 from streams.wire.reported import reported_key
 
@@ -211,8 +210,8 @@ class Run:
                 yield
         except (FileError, ProduceError) as error:
             fail(str(error))
-        except BrokenProcessPool:
-            fail("a process that judges rows was killed: is there too little memory? Try --processes 1")
+        except HelperError as error:
+            fail(f"{error}: was it killed, as there is too little memory? Try --processes 1")
         finally:
             self.tally.seconds = time.monotonic() - began
 

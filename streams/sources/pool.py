@@ -11,8 +11,11 @@ import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from itertools import chain, islice
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain, cycle, islice
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
 
 from streams.sources.adapter import BadRow, Options
@@ -75,67 +78,91 @@ class Judging:
         return self._open
 
 
+class HelperError(Exception):
+    """A process that judges rows is gone: it was killed, or says on standard error why it ended."""
+
+
 def in_order(judging: Judging, tasks: Iterable[Task], processes: int) -> Iterator[Judged]:
     """Yield what becomes of each task, in their order. Few tasks are judged here, many by so many processes.
 
-    Raises what reading the tasks raises, and BrokenProcessPool if a process was killed.
+    Raises what reading the tasks raises, and HelperError.
     """
     coming = iter(tasks)
     yield from map(judging, islice(coming, ALONE) if processes > 1 else coming)
     first_of_many = next(coming, None)
     if first_of_many is not None:
-        yield from _by_processes(judging, chain([first_of_many], coming), processes)
+        yield from _by_helpers(judging, chain([first_of_many], coming), processes)
 
 
-def _by_processes(judging: Judging, tasks: Iterable[Task], processes: int) -> Iterator[Judged]:
-    begun: deque[Future[Judged]] = deque()
+def _by_helpers(judging: Judging, tasks: Iterable[Task], processes: int) -> Iterator[Judged]:
+    begun: deque[Connection] = deque()
+    with _helpers(judging, processes) as helpers:
+        for task, helper in zip(tasks, cycle(helpers), strict=False):
+            with _told():
+                helper.send(task)
+            begun.append(helper)
+            if len(begun) > _AHEAD * processes:
+                yield _result(begun.popleft())
+        while begun:
+            yield _result(begun.popleft())
+
+
+def _result(helper: Connection) -> Judged:
+    with _told():
+        judged: Judged = helper.recv()
+    return judged
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError):
+        raise HelperError("a process that judges rows is gone") from None
+
+
+@contextmanager
+def _helpers(judging: Judging, processes: int) -> Iterator[list[Connection]]:
+    """Start processes; yield the connection to each. They end when it is closed, however this process ends.
+
+    An executor of concurrent.futures would wait for ever for one that is killed in the middle of a result.
+    """
     # Forked from a process that has threads, a process may wait for ever for a lock that one of them held.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _begin, (judging, gc.get_threshold())) as pool:
+    resource_tracker.ensure_running()  # else the first process would have it started, and that lets SIGINT in again
+    helpers = []
+    with ExitStack() as stack:
+        # They inherit that it is blocked: Ctrl-C is for this process.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            for task in tasks:
-                begun.append(_submitted(pool, task))
-                while len(begun) > _AHEAD * processes or (begun and begun[0].done()):
-                    yield begun.popleft().result()
-            while begun:
-                yield begun.popleft().result()
-        except BaseException:
-            # Ctrl-C may have come anywhere, also within the pool: it would wait for ever for a task that it lost.
-            for process in multiprocessing.active_children():
-                process.kill()
-            raise
-
-
-def _submitted(pool: ProcessPoolExecutor, task: Task) -> Future[Judged]:
-    """Submit a task. A process that is started for it inherits that SIGINT is blocked: Ctrl-C is for the parent."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return pool.submit(_judge, task)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for _ in range(processes):
+                own, its = context.Pipe()
+                helper = context.Process(target=_help, args=(its, judging, gc.get_threshold()), daemon=True)
+                helper.start()
+                its.close()
+                stack.callback(helper.join)
+                helpers.append(stack.enter_context(own))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield helpers
 
 
 # --- in the other processes -------------------------------------------------------------------------------------------
 
-_judging: Judging | None = None
 
-
-def _begin(judging: Judging, collect_after: tuple[int, int, int]) -> None:
-    """Judge like this from now on, and look for cycles as seldom as the parent does."""
-    global _judging  # noqa: PLW0603 - a process of a pool has no other place that outlives a task
-    _judging = judging
+def _help(connection: Connection, judging: Judging, collect_after: tuple[int, int, int]) -> None:
+    """Judge what comes, and look for cycles as seldom as the parent does."""
     gc.set_threshold(*collect_after)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    tasks = SimpleQueue[Task]()
+    threading.Thread(target=_receive, args=(connection, tasks), daemon=True).start()
+    with suppress(BrokenPipeError, ConnectionResetError):  # nobody wants the result any more
+        while True:
+            connection.send(judging(tasks.get()))
 
 
-def _end_with_parent() -> None:
-    """End when the parent does, however it does: else nobody would close the queue that is waited for."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _judge(task: Task) -> Judged:
-    assert _judging is not None
-    return _judging(task)
+def _receive(connection: Connection, tasks: SimpleQueue[Task]) -> None:
+    """Take tasks in while others are judged: the parent never waits to send one. End when it is done, or gone."""
+    with suppress(EOFError, OSError):
+        while True:
+            tasks.put(connection.recv())
+    os._exit(0)
