@@ -42,7 +42,9 @@ async def create_topics(bootstrap: str, prefix: str, partitions: int) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def tiny_memory() -> Iterator[None]:
-    """Small generations: so that ten events fill several. Processes have the real sizes."""
+    """Small parts, searched both ways: so that ten events fill several. Processes have the real sizes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("streams.core.impressions.SMALLEST", 4)
+        patch.setattr("streams.core.refresh.SMALLEST", 4)
+        patch.setattr("streams.core.lookup.FEW", 2)
         yield

@@ -138,9 +138,7 @@ def due(dates: Any) -> Any:
 
 def anchored(anchors: Any) -> Any:
     """The anchors that are needed: others lie there until all of their part can be forgotten."""
-    places = {*anchors.newer, *anchors.older}
-    needed = {place: sorted(ts for ts in anchors.of(place) if ts >= anchors.since) for place in places}
-    return anchors.since, {place: times for place, times in needed.items() if times}
+    return anchors.since, sorted(one for one in anchors if one[1] >= anchors.since)
 
 
 _SPECIAL = {

@@ -191,15 +191,29 @@ MUTANTS = [
     Mutant(
         "renders exactly the refresh interval apart are refreshes",
         "core/refresh.py",
-        "if -interval < ts_ms - anchor < interval:",
-        "if -interval <= ts_ms - anchor <= interval:",
+        "ts.take(at)) < interval_ms",
+        "ts.take(at)) <= interval_ms",
+        "refresh",
+    ),
+    Mutant(
+        "renders exactly the refresh interval apart in one batch are refreshes",
+        "core/partition.py",
+        "abs(time - other) < interval for",
+        "abs(time - other) <= interval for",
         "refresh",
     ),
     Mutant(
         "a refresh is compared with the last one seen, counted or not",
         "core/partition.py",
-        "refreshes.append(at)\n",
-        "refreshes.append(at)\n                newer[place] = (*late, ts)\n",
+        "            if not near[at]:\n                here.append(time)\n",
+        "            here.append(time)\n",
+        "refresh",
+    ),
+    Mutant(
+        "a refresh is an anchor too",
+        "core/partition.py",
+        "            born[at], places[at] = 0, NOWHERE\n",
+        "            born[at] = 0\n",
         "refresh",
     ),
     Mutant(

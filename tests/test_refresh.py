@@ -1,7 +1,6 @@
 """Refreshes: rule 6 by examples, each step held against the oracle. Times are seconds after T0."""
 
-from itertools import chain
-
+import numpy as np
 import pytest
 
 from streams.core.partition import Partition
@@ -182,8 +181,7 @@ def test_anchors_are_kept_as_long_as_a_render_that_is_checked_can_be_near_to_the
     for second in range(0, 1_000, 30 if slots == 1 else 1):
         state.apply(batch("renders", [(second, at(second, slot_id=str(second % slots)), None)]))
         state.take()
-        anchors = chain(*state.anchors.older.values(), *state.anchors.newer.values())
-        known = {(anchor - T0) // S for anchor in anchors}
+        known = {(anchor - T0) // S for _, anchor in state.anchors}
         assert known >= {one for one in range(second - 90, second + 1) if one >= 0 and (slots > 1 or one % 30 == 0)}
         assert len(known) == len(state.anchors)
         assert min(known) >= second - 2 * (90 + 10)
@@ -198,23 +196,43 @@ def test_silence_makes_all_of_them_forgotten():
     assert len(state.anchors) == 0
 
 
+def near(anchors, place, ts):
+    return bool(anchors.near(np.array([place]), np.array([ts]))[0])
+
+
 def test_an_anchor_at_the_very_reach_of_a_checked_render_is_still_there():
     anchors = Anchors(30_000, 60_000)
-    anchors.add(1, 10_001)
+    anchors.add(np.array([1]), np.array([10_001]))
     anchors.forget(100_000)
-    assert anchors.is_near(anchors.of(1), 40_000)
+    assert near(anchors, 1, 40_000)
+    assert anchors.of(1) == (10_001,)
     anchors.forget(110_000)
     assert anchors.of(1) == ()
+    assert not near(anchors, 1, 40_000)
 
 
-def test_a_render_is_compared_with_what_either_part_knows():
-    state = state_of(at(0))
-    state.take()
-    state.apply(batch("renders", [(1, at(40), None)]))
-    assert [len(part) for part in (state.anchors.older, state.anchors.newer)] == [1, 1]
-    state.apply(batch("renders", [(2, at(20), None), (3, at(65), None), (4, at(75), None)]))
+def test_a_render_is_compared_with_what_any_part_knows():
+    state = Partition(Rules())
+    for offset, second in enumerate((0, 40)):
+        elsewhere = [at(second, slot_id=str(slot)) for slot in range(20)]
+        records = [(offset * 100 + number, event, None) for number, event in enumerate([at(second), *elsewhere])]
+        state.apply(batch("renders", records))
+    assert {state.anchors.of(place) for place, _ in state.anchors} == {(T0, T0 + 40 * S)}
+    assert len(state.anchors) == 42
+    state.apply(batch("renders", [(200, at(20), None), (201, at(65), None), (202, at(75), None)]))
     told = state.progress["renders"].outcomes
-    assert (told[Outcome.COUNTED], told[Outcome.REFRESH]) == (3, 2)
+    assert (told[Outcome.COUNTED], told[Outcome.REFRESH]) == (43, 2)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_renders_of_one_place_in_one_batch_are_compared_with_each_other(together):
+    events = [at(0), at(20), at(0, slot_id="other"), at(40), at(60), at(39), at(70)]
+    records = [(offset, event, None) for offset, event in enumerate(events)]
+    state = Partition(Rules())
+    for chunk in [records] if together else [[record] for record in records]:
+        state.apply(batch("renders", chunk))
+    told = state.progress["renders"].outcomes
+    assert (told[Outcome.COUNTED], told[Outcome.REFRESH]) == (4, 3)
 
 
 def test_a_record_whose_impressions_are_forgotten_stays_while_its_anchors_are_needed():

@@ -21,6 +21,7 @@ from streams.core.impressions import (
     VIEWABLE,
     Generation,
 )
+from streams.core.lookup import Numbers
 from streams.core.panes import PANE_MS, Cell, Ledgers
 
 WORTH: Final = np.array([says | worth for says, worth in enumerate(CREDITS)], np.uint8)
@@ -28,8 +29,6 @@ WORTH: Final = np.array([says | worth for says, worth in enumerate(CREDITS)], np
 _PANE_BITS: Final = 30
 """Panes have numbers below this power of two until the year 2300."""
 _LARGEST: Final = 2**63 - 1
-
-Numbers = NDArray[np.int64]
 
 
 def count_rows(generation: Generation, begin: int, end: int, bound: int) -> None:

@@ -5,8 +5,8 @@ Law: a row is never changed but for its bits, and keeps its number; rows are onl
     oldest                                                 newest
     [ generation: columns, table ] [ generation ... ] [ generation ]
 
-A row is found by its key in the table of its generation: open addressing over the key column, looked up for a whole
-batch at a time. Where nothing can refer to any row of a generation any more, it is dropped whole.
+A row is found by its key in the table of its generation (lookup.py), for a whole batch at a time. Where nothing can
+refer to any row of a generation any more, it is dropped whole.
 """
 
 from array import array
@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from streams.core.lookup import NO_POSITION, Numbers, Part, Sieve, capacity
 from streams.core.panes import NOBODY, Ledgers, Series
 
 # What a row is born with: what became of the render, and all that a later decision wants to know of it.
@@ -59,11 +60,6 @@ SMALLEST: Final = 1 << 16
 
 _AT_ONCE: Final = 4_096
 """Rows that are looked at together when old ones are forgotten."""
-_STEP_BITS: Final = 40
-"""The steps through a table are made of the bits of a key above this one, where a search begins of those below."""
-_EMPTY: Final = np.uint32(0xFFFFFFFF)
-Numbers = NDArray[np.int64]
-"""Positions, and also keys: their 64 bits are read as signed numbers, which numpy takes as indexes without a copy."""
 
 
 class Rows(msgspec.Struct, frozen=True, array_like=True):
@@ -101,24 +97,21 @@ class Rows(msgspec.Struct, frozen=True, array_like=True):
             (key, ts, cost, which, born, next(places) if born & ANCHOR else 0) for key, ts, cost, which, born in columns
         )
 
-    def anchors(self, since: int) -> tuple[list[tuple[int, int]], int]:
-        """Return (place, ts in ms) of the rows that are anchors and not before a time, and the newest of all, or -1."""
+    def anchors(self, since: int) -> tuple[Numbers, Numbers, int]:
+        """Return the places and times of the rows that are anchors, since a time, and the newest of all; -1 if none."""
         ts = np.frombuffer(self.ts, np.int64)[(np.frombuffer(self.born, np.uint8) & ANCHOR) != 0]
         recent = ts >= since
-        places = np.frombuffer(self.places, np.uint64)[recent]
-        return list(zip(places.tolist(), ts[recent].tolist(), strict=True)), int(ts.max(initial=-1))
+        return np.frombuffer(self.places, np.int64)[recent], ts[recent], int(ts.max(initial=-1))
 
 
-class Generation:
+class Generation(Part):
     """Consecutive rows as columns, up to a capacity; a row stands at its number less `start`."""
 
-    __slots__ = (
-        "_numbers", "bits", "born", "clicked", "cost", "groups", "keys", "older", "start", "table", "ts", "which",
-    )  # fmt: skip
+    __slots__ = ("_numbers", "bits", "born", "clicked", "cost", "groups", "older", "start", "ts", "which")
 
-    def __init__(self, start: int, capacity: int) -> None:
+    def __init__(self, start: int, capacity: int, bit: int) -> None:
+        super().__init__(capacity, bit)
         self.start = start
-        self.keys = array("Q")
         self.ts = array("q")
         self.cost = array("q")
         self.born = bytearray()
@@ -131,10 +124,6 @@ class Generation:
         """Row -> the row before it of the same identity, for the few that have one."""
         self.clicked: dict[int, set[int]] = {}
         """Row -> the keys of its clicks."""
-        self.table: NDArray[np.uint32] = np.full(2 * capacity, _EMPTY)
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
     @property
     def end(self) -> int:
@@ -152,10 +141,6 @@ class Generation:
         columns = (self.keys, self.ts, self.cost, self.born, self.bits, self.which, self.older, self.clicked)
         return self.table.nbytes + sum(column.__sizeof__() for column in columns)
 
-    def has_room(self, rows: int) -> bool:
-        """Say whether so many more rows fit: the table is never more than half full."""
-        return 2 * (len(self.keys) + rows) <= len(self.table)
-
     def numbers_of(self, ledgers: Sequence[Ledgers]) -> NDArray[np.uint32]:
         """Return the index of each ledgers in `groups`."""
         known = self._numbers
@@ -166,57 +151,22 @@ class Generation:
         self.groups.append(ledgers)
         return number
 
-    def seal(self, positions: Numbers) -> None:
-        """Put rows into the table, in their order: of rows with one key, the newest is found."""
-        table, mask = self.table, len(self.table) - 1
-        column: Numbers = np.frombuffer(self.keys, np.int64)
-        keys = column.take(positions)
-        mine, slots = positions.astype(np.uint32), keys & mask
-        while len(slots):
-            free = (table.take(slots) == _EMPTY).nonzero()[0]
-            table[slots.take(free)] = mine.take(free)
-            occupants = table.take(slots)
-            same = column.take(occupants) == keys
-            older = same & (occupants < mine)
-            table[slots[older]] = mine[older]
-            slots = np.where(same, slots, _next(slots, keys, mask))
-            left = (~same | older).nonzero()[0]
-            slots, mine, keys = slots.take(left), mine.take(left), keys.take(left)
-
-    def find(self, keys: Numbers) -> Numbers:
-        """Return the position of the newest sealed row of each key, NO_ROW where there is none."""
-        table, mask = self.table, len(self.table) - 1
-        column: Numbers = np.frombuffer(self.keys, np.int64)
-        found = np.full(len(keys), NO_ROW, np.int64)
-        left, slots = np.arange(len(keys) if len(column) else 0), keys & mask
-        while len(left):
-            occupants = table.take(slots)
-            taken = (occupants != _EMPTY).nonzero()[0]
-            left, keys, slots, occupants = left.take(taken), keys.take(taken), slots.take(taken), occupants.take(taken)
-            same = column.take(occupants) == keys
-            found[left[same]] = occupants[same]
-            more = (~same).nonzero()[0]
-            left, keys, slots = left.take(more), keys.take(more), slots.take(more)
-            slots = _next(slots, keys, mask)
-        return found
-
-
-def _next(slots: Numbers, keys: Numbers, mask: int) -> Numbers:
-    """Return where to look next: a step that depends on the key, and is odd, so that it comes by every slot."""
-    return (slots + (keys >> _STEP_BITS | 1)) & mask
-
 
 class Impressions:
     """Rows in order of arrival, found by the 64-bit key of (source, impression_id)."""
 
-    __slots__ = ("end", "first", "generations")
+    __slots__ = ("_sieve", "end", "first", "generations")
 
     def __init__(self) -> None:
         self.first = 0
         """Number of the oldest remembered row."""
         self.end = 0
         """Number that the next row will get."""
-        self.generations = [Generation(0, SMALLEST)]
+        self._begin()
+
+    def _begin(self) -> None:
+        self._sieve = Sieve()
+        self.generations = [Generation(self.end, SMALLEST, self._sieve.open())]
 
     def __len__(self) -> int:
         return self.end - self.first
@@ -224,22 +174,22 @@ class Impressions:
     @property
     def size(self) -> int:
         """Bytes that the rows and all that finds them take in memory."""
-        return sum(generation.size for generation in self.generations)
+        return self._sieve.size + sum(generation.size for generation in self.generations)
 
     def start_at(self, row: int) -> None:
         """Give the first row of an empty memory this number."""
         self.first = self.end = row
-        self.generations = [Generation(row, SMALLEST)]
+        self._begin()
 
     # --- finding -----------------------------------------------------------------------------------------------------
 
     def find(self, keys: Numbers) -> Numbers:
         """Return for each key the newest row of that identity, which may be forgotten; NO_ROW where there is none."""
         rows = np.full(len(keys), NO_ROW, np.int64)
-        for generation in self.generations:
-            found = generation.find(keys)
-            found[found != NO_ROW] += generation.start
-            np.maximum(rows, found, out=rows)
+        for generation, here in self._sieve.parts(self.generations, keys):
+            found = generation.search(keys.take(here))
+            known = found != NO_POSITION
+            rows[here[known]] = found[known] + generation.start
         return rows
 
     def newest(self, key: int) -> int:
@@ -281,7 +231,7 @@ class Impressions:
         """Return the generation for so many more rows."""
         if not self.generations[-1].has_room(rows):
             wanted = max(SMALLEST, len(self) // 2, rows)
-            self.generations.append(Generation(self.end, 1 << (wanted - 1).bit_length()))
+            self.generations.append(Generation(self.end, capacity(wanted), self._sieve.open()))
         return self.generations[-1]
 
     def append(
@@ -296,7 +246,8 @@ class Impressions:
         generation.bits += bytes(len(keys))
         generation.which.frombytes(generation.numbers_of(ledgers).tobytes())
         self.end += len(keys)
-        generation.seal(np.arange(first - generation.start, self.end - generation.start))
+        generation.put(np.arange(first - generation.start, self.end - generation.start), once=True)
+        self._sieve.add(keys, self.generations)
         return first
 
     def link(self, row: int, older: int) -> None:
@@ -322,13 +273,14 @@ class Impressions:
     def index(self) -> None:
         """Find every row by its key again, after rows were added without that."""
         for generation in self.generations:
-            generation.seal(np.arange(len(generation)))
-        keys = np.concatenate([np.frombuffer(generation.keys, np.int64) for generation in self.generations])
+            generation.put(np.arange(len(generation)), once=True)
+        self._sieve.build(self.generations)
+        keys = np.concatenate([generation.column for generation in self.generations])
         keys.sort()
         repeated = np.unique(keys[1:][keys[1:] == keys[:-1]])
         newest: dict[int, int] = {}
         for generation in self.generations:
-            column = np.frombuffer(generation.keys, np.int64)
+            column = generation.column
             for position in np.isin(column, repeated).nonzero()[0].tolist() if len(repeated) else ():
                 key, row = int(column[position]), generation.start + position
                 if newest.get(key, NO_ROW) >= self.first:
@@ -344,7 +296,8 @@ class Impressions:
             past = generation.times[position : position + _AT_ONCE] < ts_ms
             self.first += len(past) if past.all() else int(past.argmin())
         while len(self.generations) > 1 and self.generations[0].end <= self.first:
-            del self.generations[0]
+            forgotten, *self.generations = self.generations
+            self._sieve.close(forgotten, self.generations)
 
     # --- telling -----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import compress, repeat
+from itertools import compress
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -58,9 +58,9 @@ from streams.core.impressions import (
     VIEWABLE,
     Generation,
     Impressions,
-    Numbers,
     Rows,
 )
+from streams.core.lookup import Numbers
 from streams.core.money import impression_nano
 from streams.core.panes import NOBODY, PANE_MS, Ledgers, Touched, pane_of
 from streams.core.refresh import NOWHERE, Anchors, ad_of
@@ -141,20 +141,21 @@ class _Ad:
         """and without any; None until that was looked up."""
 
 
-def _places(renders: Sequence[Render], ads: Sequence[_Ad]) -> list[int]:
-    """Return the key of the place of each render; NOWHERE without viewer or slot."""
+def _places(renders: Sequence[Render], ads: Sequence[_Ad]) -> Numbers:
+    """Return the key of the place of each render, read as a signed number; NOWHERE without viewer or slot."""
     digest, viewers = xxhash.xxh3_64_intdigest, map(_viewer_of, renders)
-    return [
+    places = [
         digest(viewer.encode(), ad.place) or 1 if viewer and ad.place else NOWHERE
         for viewer, ad in zip(viewers, ads, strict=True)
     ]
+    return np.array(places, np.uint64).view(np.int64)
 
 
 class _Judged(NamedTuple):
     """Columns of renders that are no duplicates: what each is born with, its place or NOWHERE, its cost and ledgers."""
 
     born: bytearray
-    places: NDArray[np.uint64]
+    places: Numbers
     costs: list[int]
     ledgers: list[Ledgers]
 
@@ -317,11 +318,11 @@ class Partition:
             progress.outcomes[_DUPLICATE] += int((~first & ~late).sum())
             renders = list(compress(renders, first.tolist()))
             keys, ts, behind = keys[first], ts[first], behind[first]
-        judged = self._judged(renders, ts.tolist(), behind.tolist(), progress)
+        judged = self._judged(renders, ts, behind, progress)
         row = self.impressions.append(keys, ts, judged.costs, judged.ledgers, judged.born)
         for position, before, is_row in older:
             self.impressions.link(row + position, before if is_row else row + before)
-        self._note_anchors(judged, ts)
+        self._note_anchors(judged.places, ts)
         if self.waiting:
             for number, key in enumerate(keys.view(np.uint64).tolist(), row):
                 if key in self.waiting:
@@ -354,7 +355,7 @@ class Partition:
         place = (np.cumsum(first) - 1).tolist() if again else []
         return first, [(place[at], before if is_row else place[before], is_row) for at, before, is_row in again]
 
-    def _judged(self, renders: Sequence[Render], times: list[int], behinds: list[int], progress: Progress) -> _Judged:
+    def _judged(self, renders: Sequence[Render], ts: Numbers, behind: Numbers, progress: Progress) -> _Judged:
         """Decide rules 5, 6 and 8, and what each render costs."""
         ads = self._ads_of(renders)
         born, places = bytearray(map(_born_of, ads)), _places(renders, ads)
@@ -364,42 +365,40 @@ class Partition:
             born[at], places[at] = INVALID, NOWHERE
         declared = [at for at, render in enumerate(renders) if render.refresh is not None]
         free = [at for at in declared if self._is_free(renders[at])]
-        refreshes = self._refreshes(places, times, behinds, {*invalid, *free})
+        refreshes = self._refreshes(places, ts, behind, [*invalid, *free])
         for at in refreshes:
             born[at], places[at] = 0, NOWHERE
         for at in declared:
             born[at] |= DECLARED if born[at] & COUNTED else 0
-        column = np.array(places, np.uint64)
-        np.frombuffer(born, np.uint8)[column != NOWHERE] |= ANCHOR
+        np.frombuffer(born, np.uint8)[places != NOWHERE] |= ANCHOR
         costs, ledgers = self._costs(renders, ads, born, refreshes)
         progress.outcomes[_INVALID_TRAFFIC] += len(invalid)
         progress.outcomes[_REFRESH] += len(refreshes)
         progress.outcomes[_COUNTED] += len(born) - len(invalid) - len(refreshes)
-        return _Judged(born, column, costs, ledgers)
+        return _Judged(born, places, costs, ledgers)
 
-    def _refreshes(self, places: list[int], times: list[int], behinds: list[int], exempt: set[int]) -> list[int]:
-        """Decide rule 6: return the positions of refreshes. All others that have a place are noted there.
-
-        It is not asked of the exempt ones, nor of those that cannot be checked.
-        """
-        newer, older, is_near = self.anchors.newer, self.anchors.older, self.anchors.is_near
-        slack = self.rules.refresh_slack_ms
-        if self.rules.refresh_interval_ms and (NOWHERE in places or max(behinds, default=0) > slack):
-            checks = zip(places, behinds, strict=True)
-            hidden = {at for at, (place, behind) in enumerate(checks) if not place or behind > slack} - exempt
-            self.unchecked += len(hidden)
-            exempt |= hidden
-        refreshes = []
-        # What is known of a place is asked for when its turn has come, after those before it were noted.
-        known = map(newer.get, places, repeat(())), map(older.get, places, repeat(()))
-        for at, place, ts, late, early in zip(range(len(places)), places, times, *known, strict=True):
-            if not late and not early:
-                if place:
-                    newer[place] = (ts,)
-            elif at not in exempt and (is_near(late, ts) or is_near(early, ts)):
-                refreshes.append(at)
-            else:
-                newer[place] = (*late, ts)
+    def _refreshes(self, places: Numbers, ts: Numbers, behind: Numbers, exempt: list[int]) -> list[int]:
+        """Decide rule 6: return the positions of refreshes. It is not asked of the exempt, nor where it cannot be."""
+        interval = self.rules.refresh_interval_ms
+        if not interval:
+            return []
+        asked = np.ones(len(places), np.bool_)
+        asked[exempt] = False
+        checkable = (places != NOWHERE) & (behind <= self.rules.refresh_slack_ms)
+        self.unchecked += int((asked & ~checkable).sum())
+        asked &= checkable
+        at_all = asked.nonzero()[0]
+        near = np.zeros(len(places), np.bool_)
+        near[at_all] = self.anchors.near(places.take(at_all), ts.take(at_all))
+        # What comes to one place twice in a batch is compared with what counts here as well, in its turn.
+        counted: dict[int, list[int]] = {}
+        for at in (repeated(places) & (places != NOWHERE)).nonzero()[0].tolist():
+            time, here = int(ts[at]), counted.setdefault(int(places[at]), [])
+            if asked[at] and any(abs(time - other) < interval for other in here):
+                near[at] = True
+            if not near[at]:
+                here.append(time)
+        refreshes: list[int] = near.nonzero()[0].tolist()
         return refreshes
 
     def _costs(
@@ -441,14 +440,14 @@ class Partition:
         """Say whether a declared refresh is one that the user asked for, and those count."""
         return self.rules.count_user_refresh and render.refresh is not None and render.refresh.type == "user"
 
-    def _note_anchors(self, judged: _Judged, ts: Numbers) -> None:
-        """Take note of when renders were counted in a place, which is known to the anchors already."""
-        there = judged.places != NOWHERE
+    def _note_anchors(self, places: Numbers, ts: Numbers) -> None:
+        """Take note of when renders were counted in a place: of all that have one."""
+        there = places != NOWHERE
         if there.any():
-            newest = int(ts[there].max())
-            self.anchors.reached(newest)
-            self._places.frombytes(judged.places[there].tobytes())
-            self._newest_anchor = max(self._newest_anchor, newest)
+            places, ts = places[there], ts[there]
+            self.anchors.add(places, ts)
+            self._places.frombytes(places.tobytes())
+            self._newest_anchor = max(self._newest_anchor, int(ts.max()))
 
     # --- views and clicks: each is brought to its render -----------------------------------------------------------
 
@@ -769,9 +768,8 @@ class Partition:
 
     def _remember_all(self, rows: Rows, ledgers: Sequence[Ledgers], stream_time: int) -> None:
         self.impressions.extend(rows, ledgers)
-        anchors, newest = rows.anchors(self.anchors.needed_since(stream_time))
-        for place, ts in anchors:
-            self.anchors.add(place, ts)
+        places, ts, newest = rows.anchors(self.anchors.needed_since(stream_time))
+        self.anchors.add(places, ts)
         self._newest_anchor = max(self._newest_anchor, newest)
 
     def _mark_all(self, marks: Marks, click_credits: int) -> None:

@@ -4,16 +4,24 @@ Law: what a render is compared with is the counted renders of its place, before 
 that were refreshes themselves. So renders at 0, 20, 40 and 60 s count at 0 and 40.
 """
 
+from array import array
+from collections.abc import Iterator
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from streams.core.events import DEFAULT_SOURCE, Render
+from streams.core.lookup import NO_POSITION, Numbers, Part, Sieve, capacity
 from streams.core.panes import pane_of
 
 NOWHERE: Final = 0
 """The place of a render without viewer or without slot."""
+
+SMALLEST: Final = 1 << 14
+"""Anchors of the smallest part."""
 
 
 def place_of(render: Render) -> int:
@@ -35,10 +43,39 @@ def ad_of(render: Render) -> int:
     return key or 1
 
 
+class _Part(Part):
+    """Anchors: their places are its keys, and a place is there as often as it has anchors."""
+
+    __slots__ = ("newest", "ts")
+
+    def __init__(self, capacity: int, bit: int) -> None:
+        super().__init__(capacity, bit)
+        self.ts = array("q")
+        self.newest = -1
+
+    def add(self, places: Numbers, ts: Numbers) -> None:
+        """Take note of anchors."""
+        first = len(self)
+        self.keys.frombytes(places.tobytes())
+        self.ts.frombytes(ts.tobytes())
+        self.newest = max(self.newest, int(ts.max()))
+        self.put(np.arange(first, len(self)), once=False)
+
+    def near(self, places: Numbers, ts: Numbers, interval_ms: int) -> NDArray[np.bool_]:
+        """Say whether each place has an anchor that is closer to a time than the interval, before or after."""
+        times = np.frombuffer(self.ts, np.int64)
+
+        def is_near(anchors: Any, at: Any) -> Any:
+            return abs(times.take(anchors) - ts.take(at)) < interval_ms
+
+        near: NDArray[np.bool_] = self.search(places, is_near) != NO_POSITION
+        return near
+
+
 class Anchors:
     """When counted renders of each place began, as far back as a later render can be compared with them, or further.
 
-    They lie in two parts. The older part is forgotten as a whole when nothing in it is needed: to look for what can be
+    They lie in parts, and a part is forgotten as a whole when nothing in it is needed: to look for what can be
     forgotten place by place would cost as much as all that is asked of them.
     """
 
@@ -47,33 +84,36 @@ class Anchors:
         self._reach_ms = interval_ms + slack_ms
         self.since = 0
         """Anchors before this are not needed."""
-        self.newer: dict[int, tuple[int, ...]] = {}
-        self.older: dict[int, tuple[int, ...]] = {}
-        self._newest_newer = self._newest_older = -1
+        self._parts: list[_Part] = []
+        self._sieve = Sieve()
 
     def __len__(self) -> int:
-        return sum(map(len, chain(self.newer.values(), self.older.values())))
+        return sum(map(len, self._parts))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield (place, ts in ms) of each, in the order in which they came."""
+        return chain.from_iterable(zip(part.keys, part.ts, strict=True) for part in self._parts)
 
     def of(self, place: int) -> tuple[int, ...]:
-        """Return what is known of a place."""
-        return (*self.older.get(place, ()), *self.newer.get(place, ()))
+        """Return the times that are known of a place: looks at all anchors."""
+        return tuple(ts for one, ts in self if one == place)
 
-    def is_near(self, anchors: tuple[int, ...], ts_ms: int) -> bool:
-        """Say whether one of the counted renders of a place lies closer than the interval, before or after."""
-        interval = self._interval_ms
-        for anchor in anchors:  # a generator would cost more than it looks at
-            if -interval < ts_ms - anchor < interval:
-                return True
-        return False
+    def near(self, places: Numbers, ts: Numbers) -> NDArray[np.bool_]:
+        """Say of renders whether one counted in the same place lies closer than the interval, before or after."""
+        found = np.zeros(len(places), np.bool_)
+        for part, here in self._sieve.parts(self._parts, places):
+            found[here] |= part.near(places.take(here), ts.take(here), self._interval_ms)
+        return found
 
-    def add(self, place: int, ts_ms: int) -> None:
-        """Take note of a counted render."""
-        self.newer[place] = (*self.newer.get(place, ()), ts_ms)
-        self.reached(ts_ms)
-
-    def reached(self, ts_ms: int) -> None:
-        """Take note of the newest of counted renders that are in `newer` already."""
-        self._newest_newer = max(self._newest_newer, ts_ms)
+    def add(self, places: Numbers, ts: Numbers) -> None:
+        """Take note of counted renders."""
+        if not len(places):
+            return
+        if not self._parts or not self._parts[-1].has_room(len(places)):
+            wanted = max(SMALLEST, len(self) // 4, len(places))
+            self._parts.append(_Part(capacity(wanted), self._sieve.open()))
+        self._parts[-1].add(places, ts)
+        self._sieve.add(places, self._parts)
 
     def needed_since(self, stream_time_ms: int) -> int:
         """Return the time from which on anchors are still asked for when a stream time is reached."""
@@ -82,6 +122,6 @@ class Anchors:
     def forget(self, stream_time_ms: int) -> None:
         """Forget anchors that no render which is still asked can be near to."""
         self.since = self.needed_since(stream_time_ms)
-        while self._newest_older < self.since and (self.older or self.newer):
-            self.older, self._newest_older = self.newer, self._newest_newer
-            self.newer, self._newest_newer = {}, -1
+        while self._parts and self._parts[0].newest < self.since:
+            forgotten, *self._parts = self._parts
+            self._sieve.close(forgotten, self._parts)

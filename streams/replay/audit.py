@@ -22,7 +22,8 @@ from streams.core.campaigns import Campaigns
 from streams.core.delta import Progress, Refused
 from streams.core.discrepancy import Place, Said
 from streams.core.events import DEFAULT_SOURCE, RENDERS, Render
-from streams.core.impressions import COUNTED, INVALID, Numbers
+from streams.core.impressions import COUNTED, INVALID
+from streams.core.lookup import Numbers
 from streams.core.panes import pane_of
 from streams.core.partition import FUTURE, Partition
 from streams.core.rules import Outcome, Rules
@@ -148,8 +149,8 @@ class Auditor(Partition):
         self._outcomes = np.where(late, np.uint8(Outcome.LATE), np.uint8(Outcome.DUPLICATE))
         return self._first, older
 
-    def _judged(self, renders: Sequence[Render], times: list[int], behinds: list[int], progress: Progress) -> Any:
-        judged = super()._judged(renders, times, behinds, progress)
+    def _judged(self, renders: Sequence[Render], ts: Numbers, behind: Numbers, progress: Progress) -> Any:
+        judged = super()._judged(renders, ts, behind, progress)
         born = np.frombuffer(judged.born, np.uint8)
         refused = np.where(born & INVALID, np.uint8(Outcome.INVALID_TRAFFIC), np.uint8(Outcome.REFRESH))
         self._outcomes[self._first] = np.where(born & COUNTED, np.uint8(Outcome.COUNTED), refused)

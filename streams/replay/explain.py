@@ -36,8 +36,8 @@ from streams.core.impressions import (
     PER_VIEWABLE,
     STANDARD,
     VIEWABLE,
-    Numbers,
 )
+from streams.core.lookup import Numbers
 from streams.core.money import decimal_text
 from streams.core.panes import Ledgers, minute_of
 from streams.core.partition import Partition, identity

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from streams.core.campaigns import Campaigns
 from streams.core.delta import Progress
 from streams.core.events import DEFAULT_SOURCE, RENDERS, Render
-from streams.core.impressions import COUNTED, INVALID, Numbers
+from streams.core.impressions import COUNTED, INVALID
+from streams.core.lookup import Numbers
 from streams.core.panes import minute_of
 from streams.core.partition import Partition, identity
 from streams.core.refresh import NOWHERE, place_of
@@ -54,8 +55,8 @@ class Tally(Partition):
         self._first, older = super()._firsts(keys, ts, late)
         return self._first, older
 
-    def _judged(self, renders: Sequence[Render], times: list[int], behinds: list[int], progress: Progress) -> Any:
-        self._judgement = super()._judged(renders, times, behinds, progress)
+    def _judged(self, renders: Sequence[Render], ts: Numbers, behind: Numbers, progress: Progress) -> Any:
+        self._judgement = super()._judged(renders, ts, behind, progress)
         return self._judgement
 
     def _renders(self, offsets: Sequence[int], renders: Sequence[Render], progress: Progress) -> None:
@@ -81,7 +82,7 @@ class Tally(Partition):
         """Let the edge know what was decided. Raises TooShallow."""
         if edge.has_again:
             edge.first({_key(render): render.ts for render in firsts})
-        places = map(_place, firsts, self._judgement.places.tolist(), self._judgement.born)
+        places = map(_place, firsts, self._judgement.places.view(np.uint64).tolist(), self._judgement.born)
         edge.shown(places, [render.ts for render in firsts])
         for render in duplicates:
             if render.ts > edge.known:

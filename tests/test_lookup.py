@@ -1,0 +1,109 @@
+"""Keys in parts against plain lists of them: whatever they begin with, however many parts there are."""
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.core.lookup import NO_POSITION, Part, Sieve
+from tests.test_properties import THOROUGH
+
+KEYS = (0, 1, 2**40, 2**63, 2**64 - 1, 7, 7 + 8, 7 + 16, 7 + 2**20, 2**63 + 7)
+"""Signed and unsigned, and many that begin their search in one slot."""
+ROOM = 16
+
+keys = st.lists(st.sampled_from(KEYS), max_size=ROOM)
+
+
+def signed(values):
+    return np.array(values, np.uint64).view(np.int64)
+
+
+def part_of(values, once, bit=1):
+    part = Part(ROOM, bit)
+    part.keys.extend(values)
+    half = len(values) // 2
+    part.put(np.arange(half), once)
+    part.put(np.arange(half, len(values)), once)
+    return part
+
+
+@pytest.mark.parametrize("few", [0, 2, 100])
+@THOROUGH
+@given(values=keys)
+def test_of_equal_keys_the_newest_is_found(few, values):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streams.core.lookup.FEW", few)
+        newest = {key: position for position, key in enumerate(values)}
+        expected = [newest.get(key, NO_POSITION) for key in KEYS]
+        assert part_of(values, once=True).search(signed(KEYS)).tolist() == expected
+
+
+@pytest.mark.parametrize("few", [0, 2, 100])
+@THOROUGH
+@given(values=keys, wanted=st.integers(0, ROOM))
+def test_of_equal_keys_each_is_found_that_is_accepted(few, values, wanted):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streams.core.lookup.FEW", few)
+        part, asked = part_of(values, once=False), []
+
+        def accept(positions, at):
+            asked.append(at)
+            return positions == wanted
+
+        expected = [wanted if values[wanted : wanted + 1] == [key] else NO_POSITION for key in KEYS]
+        assert part.search(signed(KEYS), accept).tolist() == expected
+        indexes = {int(one) for at in asked for one in np.atleast_1d(at)}
+        assert indexes == {at for at, key in enumerate(KEYS) if key in values}
+
+
+def test_a_key_that_was_not_put_there_yet_is_not_found():
+    part = part_of([1, 2, 3], once=True)
+    part.keys.append(4)
+    assert part.search(signed([4, 3] * 20)).tolist() == [NO_POSITION, 2] * 20
+    assert Part(1, 1).search(signed([4] * 20)).tolist() == [NO_POSITION] * 20
+
+
+@THOROUGH
+@given(st.lists(st.one_of(st.just("close"), st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=9)), max_size=30))
+def test_a_part_is_told_of_for_each_of_its_keys_until_it_is_closed(steps):
+    sieve, parts = Sieve(), []
+    for step in steps:
+        if step == "close":
+            if parts:
+                closed = parts.pop(0)
+                sieve.close(closed, parts)
+        else:
+            parts.append(part_of(step, once=True, bit=sieve.open()))
+            sieve.add(parts[-1].column, parts)
+        for part in parts:
+            told = {id(one): here.tolist() for one, here in sieve.parts(parts, part.column)}
+            assert told[id(part)] == list(range(len(part)))
+
+
+def test_new_keys_seem_to_be_nowhere_mostly_and_what_was_forgotten_leaves_no_trace():
+    rng, sieve, parts = np.random.default_rng(1), Sieve(), []
+    smallest = sieve.size
+
+    def seen(number):
+        found = defaultdict(int)
+        for part, here in sieve.parts(parts, rng.integers(-(2**63), 2**63, number)):
+            found[part.bit] += len(here)
+        return sum(found.values()) / number
+
+    for _ in range(100):
+        if len(parts) == 8:
+            sieve.close(parts.pop(0), parts)
+        part = Part(1_024, sieve.open())
+        part.keys.frombytes(rng.bytes(8 * 1_024))
+        parts.append(part)
+        sieve.add(part.column, parts)
+        assert seen(10_000) < 0.27
+    assert 4 * 8 * 1_024 <= sieve.size <= 16 * 8 * 1_024
+    while parts:
+        sieve.close(parts.pop(0), parts)
+    assert sieve.size == smallest
+    parts = [Part(1, 1 << bit) for bit in range(8)]
+    assert seen(10_000) == 0
