@@ -12,7 +12,10 @@ from streams.core.panes import Ledger, Ledgers, Series
 from tests.test_properties import THOROUGH
 
 SERIES = [Series("c", currency, "adserver") for currency in ("USD", "EUR")]
-GROUPS: list[Ledgers] = [(Ledger(SERIES[0]),), (Ledger(SERIES[1]), Ledger(Series("c", "EUR", "a", "country", "DE")))]
+GROUPS: list[Ledgers] = [
+    (Ledger(SERIES[0], []),),
+    (Ledger(SERIES[1], []), Ledger(Series("c", "EUR", "a", "country", "DE"), [])),
+]
 KEYS = (0, 1, 2**40, 2**63, 2**64 - 1, 7, 7 + 8, 7 + 16, 7 + 2**20)
 """Signed and unsigned, and many that begin their search in one slot."""
 

@@ -41,11 +41,13 @@ def test_held_panes_are_found_from_the_start_on_and_before_the_stop(held):
 
 
 def test_a_ledger_remembers_what_was_touched_and_forgets_panes_from_the_start_on_and_before_the_stop():
-    ledger = Ledger(SERIES)
+    changed: list[Ledger] = []
+    ledger = Ledger(SERIES, changed)
     for pane in (0, 10_000, 20_000):
         ledger.touch(pane).add(ALL)
     ledger.touch(10_000).add(ALL)
     assert ledger.touched == {0, 10_000, 20_000}
+    assert changed == [ledger]
     assert ledger.panes[10_000].served == 10
     ledger.forget(0, 20_000)
     assert set(ledger.panes) == {20_000}

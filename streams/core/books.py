@@ -30,6 +30,8 @@ class Books:
 
     def __init__(self, dimensions: Sequence[str]) -> None:
         self.ledgers: dict[Series, Ledger] = {}
+        self._changed: list[Ledger] = []
+        """Those with changes since the last `close`."""
         self._dimensions = tuple(dimensions)
         self.fields = ("campaign_id", "source", *(DIMENSIONS[name] for name in dimensions))
         """The fields of a render that say, with its currency, where it is counted."""
@@ -48,14 +50,15 @@ class Books:
     def _ledger(self, series: Series) -> Ledger:
         ledger = self.ledgers.get(series)
         if ledger is None:
-            ledger = self.ledgers[series] = Ledger(series)
+            own = series.shared()
+            ledger = self.ledgers[own] = Ledger(own, self._changed)
         return ledger
 
     def touched(self) -> list[Touched]:
         """Return the cells that changed since the last `close`."""
         return [
             Touched(ledger.series, pane, ledger.panes[pane])
-            for ledger in self.ledgers.values()
+            for ledger in self._changed
             for pane in sorted(ledger.touched)
         ]
 
@@ -69,8 +72,9 @@ class Books:
 
     def close(self) -> None:
         """Begin to note changes anew."""
-        for ledger in self.ledgers.values():
-            ledger.touched.clear()
+        for ledger in self._changed:
+            ledger.close()
+        self._changed.clear()
 
     def forget(self, start: int, stop: int) -> None:
         """Forget the panes in [start, stop), and ledgers without any: they have to be looked for again."""

@@ -70,11 +70,14 @@ class RowKey(NamedTuple):
     partition: int | None = None
 
 
-class Lifetime(msgspec.Struct, array_like=True):
+class Lifetime(msgspec.Struct, frozen=True, array_like=True):
     """The sum of all minutes before `bound`."""
 
     bound: int
     cell: Cell
+
+
+_UNBORN: Final = Lifetime(0, Cell())
 
 
 class Clock(msgspec.Struct, frozen=True, array_like=True):
@@ -169,7 +172,7 @@ class Account:
     def __init__(self, series: Series, windows_ms: tuple[int, ...]) -> None:
         self.series = series
         self.minutes: dict[int, dict[int, Share]] = {}
-        self.lifetime = Lifetime(0, Cell())
+        self.lifetime = _UNBORN
         self.total = Cell()
         """Lifetime and minutes together, kept by difference."""
         self.rolling = Rolling(windows_ms)
@@ -258,13 +261,14 @@ class Rollup:
         share.version = version
         account.put(touched.pane, share.panes.get(touched.pane), touched.cell)
         share.panes[touched.pane] = touched.cell
-        self._changed.add(RowKey(touched.series, minute))
-        self._unpublished.add((minute, touched.series))
+        self._changed.add(RowKey(account.series, minute))
+        self._unpublished.add((minute, account.series))
 
     def _account(self, series: Series) -> Account:
         account = self.accounts.get(series)
         if account is None:
-            account = self.accounts[series] = Account(series, self.windows_ms)
+            own = series.shared()
+            account = self.accounts[own] = Account(own, self.windows_ms)
             account.rolling.advance(self.now)
         return account
 
@@ -357,8 +361,9 @@ class Rollup:
         for minute in sorted(minute for minute in self._by_minute if minute + TUMBLING_MS <= bound):
             for series in self._by_minute.pop(minute):
                 account = self.accounts[series]
-                account.lifetime.cell.add(account.sum_of(minute))
-                account.lifetime.bound = minute + TUMBLING_MS
+                total = account.sum_of(minute)
+                total.add(account.lifetime.cell)
+                account.lifetime = Lifetime(minute + TUMBLING_MS, total)
                 del account.minutes[minute]
                 self._unpublished.discard((minute, series))
                 self._changed |= {RowKey(series, None), RowKey(series, minute)}
@@ -408,7 +413,7 @@ class Rollup:
         if key.minute < account.lifetime.bound:
             return
         self._minute(account, key.minute).update(shares)
-        self._unpublished.add((key.minute, key.series))
+        self._unpublished.add((key.minute, account.series))
         for share in shares.values():
             for pane, cell in share.panes.items():
                 account.put(pane, None, cell)

@@ -75,24 +75,24 @@ class RollupStage:
         """Partition -> offset before which every partial is applied."""
         self._epochs: dict[int, int] = {}
         """Partition -> the epoch under which this owner writes its rows."""
-        self._written: dict[int, dict[RowKey, set[bytes]]] = {}
-        """Partition -> row -> the keys of the table that hold it: one for each owner that left it."""
+        self._left: dict[int, dict[RowKey, tuple[bytes, ...]]] = {}
+        """Partition -> row -> the keys of the table under which older owners left it: until it is written again."""
         self._committed: dict[int, int] = {}
         self._committing = asyncio.Lock()
 
     def take_over(self, number: int, generation: int) -> None:
         """Take a partition over: load its rows, which the table holds now. Raises TableError."""
         rows: list[tuple[RowKey, Row]] = []
-        newest, written = 0, dict[RowKey, set[bytes]]()
+        newest, left = 0, dict[RowKey, tuple[bytes, ...]]()
         for data, value in self.table.take().items():
             _, epoch, key = decode_row_key(data)
             newest = max(newest, epoch)
-            written.setdefault(key, set()).add(data)
+            left[key] = (*left.get(key, ()), data)
             try:
                 rows.append((key, decode_row(value)))
             except RecordError as error:
                 raise TableError(f"row {number}/{key}: {error}") from None
-        self._epochs[number], self._written[number] = next_epoch(newest, generation), written
+        self._epochs[number], self._left[number] = next_epoch(newest, generation), left
         self.owned[number] = Rollup(self.windows_ms, self.campaigns, self.ttl_ms)
         self.owned[number].load(rows)
 
@@ -166,13 +166,12 @@ class RollupStage:
         reached("rows")
         for number, rollup in owned.items():
             async for key, row in _in_turns(rollup.changed()):
-                written = self._written[number].pop(key, set())
-                if row is not None:
-                    own = encode_row_key(number, self._epochs[number], key)
+                own = encode_row_key(number, self._epochs[number], key)
+                if row is None:
+                    del self.table[own]
+                else:
                     self.table[own] = encode_row(row)
-                    self._written[number][key] = {own}
-                    written.discard(own)
-                for data in written:
+                for data in self._left[number].pop(key, ()):
                     del self.table[data]
         await self.outbox.flush()
 

@@ -96,27 +96,40 @@ def shown(reading: Reading, max_campaigns: int) -> Shown:
 def in_steps(reading: Reading, max_campaigns: int) -> Generator[None, None, Shown]:
     """Return what `shown` does, and let others have their turn where it yields: a series is read at once."""
     accounts = [(rollup, account) for rollup in reading.rollups.values() for account in rollup.accounts.values()]
-    lines: list[Line] = []
-    for start in range(0, len(accounts), _AT_ONCE):
-        lines += [_line(reading, *one) for one in accounts[start : start + _AT_ONCE]]
+    pieces = [accounts[start : start + _AT_ONCE] for start in range(0, len(accounts), _AT_ONCE)]
+    served: dict[str, int] = {}
+    for piece in pieces:
+        for _, account in piece:
+            name = account.series.campaign_id
+            served[name] = max(served.get(name, 0), account.total.served)
         yield None
-    names = _names(lines, max_campaigns)
-    result = Shown([], [], [], [], len({line.series.campaign_id for line in lines}) - len(names))
+    names = _names(served, max_campaigns)
+    result = Shown([], [], [], [], len(served) - len(names))
     others: dict[str, list[Cell]] = {}
     yield None
-    for line in lines:
-        series, billed = line.series, reading.campaigns.is_billed(line.series)
-        if series.campaign_id not in names:
-            if billed and line.windows is not None:
-                _add(others.setdefault(series.currency, [Cell() for _ in line.windows]), line.windows)
-        elif billed:
-            result.billed.append(line)
-        elif not series.dimension:
-            result.foreign.append(line)
-        elif series.source == reading.campaigns.billing_source_of(series.campaign_id):
-            result.segments.append(line)
+    for piece in pieces:
+        for rollup, account in piece:
+            _show(result, others, reading, rollup, account, account.series.campaign_id in names)
+        yield None
     result.others.extend(Line(Series(OTHER, currency, ""), Cell(), sums) for currency, sums in others.items())
     return result
+
+
+def _show(
+    result: Shown, others: dict[str, list[Cell]], reading: Reading, rollup: Rollup, account: Account, by_name: bool
+) -> None:
+    """Put a series where it is shown."""
+    series, billed = account.series, reading.campaigns.is_billed(account.series)
+    if not by_name:
+        windows = account.rolling.at(shown_time(rollup, reading.quiet_ms)) if billed else None
+        if windows is not None:
+            _add(others.setdefault(series.currency, [Cell() for _ in windows]), windows)
+    elif billed:
+        result.billed.append(_line(reading, rollup, account))
+    elif not series.dimension:
+        result.foreign.append(_line(reading, rollup, account))
+    elif series.source == reading.campaigns.billing_source_of(series.campaign_id):
+        result.segments.append(_line(reading, rollup, account))
 
 
 def _line(reading: Reading, rollup: Rollup, account: Account) -> Line:
@@ -124,16 +137,12 @@ def _line(reading: Reading, rollup: Rollup, account: Account) -> Line:
     return Line(account.series, copy(account.total), None if windows is None else [*map(copy, windows)])
 
 
-def _names(lines: list[Line], max_campaigns: int) -> Collection[str]:
+def _names(served: Mapping[str, int], max_campaigns: int) -> Collection[str]:
     """Return the campaigns that are shown by name."""
-    served: dict[str, int] = {}
-    for line in lines:
-        name = line.series.campaign_id
-        served[name] = max(served.get(name, 0), line.total.served)
     if len(served) <= max_campaigns:
         return served
-    served.pop(OTHER, None)
-    return set(nlargest(max_campaigns, served, key=lambda name: (served[name], name)))
+    known = (name for name in served if name != OTHER)
+    return set(nlargest(max_campaigns, known, key=lambda name: (served[name], name)))
 
 
 def loudest(foreign: Iterable[Line]) -> tuple[list[Line], int]:
