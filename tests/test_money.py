@@ -1,12 +1,14 @@
 """Money is exact: integers of 10^-9, rounded once, half to even."""
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec import Raw
 
-from streams.core.money import PriceError, decimal_text, impression_nano, is_currency, nano_of
+from streams.core.money import PriceError, decimal_text, impression_nano, is_currency, nano_of, surely_prices
 from tests import oracle
 from tests.test_properties import THOROUGH
 
@@ -49,6 +51,40 @@ PRICES = st.one_of(
 def test_a_price_becomes_nano_units_of_one_impression(price, unit, nano):
     assert impression_nano(price.encode(), unit) == nano
     assert impression_nano(f'"{price}"'.encode(), unit) == nano
+
+
+def is_price(text: bytes, unit: Any) -> bool:
+    try:
+        impression_nano(text, unit)
+    except PriceError:
+        return False
+    return True
+
+
+TEXTS = st.one_of(
+    st.text('0123456789."nul-e+ ', max_size=12).map(str.encode),
+    st.text("0123456789.\n", max_size=12).map(lambda text: f'"{text}"'.encode()),
+    st.decimals(0, 10**7, places=3).map(str).map(str.encode),
+    st.integers(0, 10**7).map(lambda number: f'"{number}"'.encode()),
+)
+
+
+@THOROUGH
+@given(st.lists(TEXTS, max_size=4))
+@example([b"1000001"])
+@example([b'"1\n2"'])
+def test_what_surely_is_a_price_is_one_in_any_unit(texts):
+    if surely_prices(texts):
+        assert all(is_price(text, unit) for text in texts for unit in UNITS)
+
+
+def test_prices_that_look_like_most_are_known_at_a_glance_and_one_that_does_not_spoils_all():
+    plain = [b"0", b"2.5", b'"2.5"', b"999999.123456789", b"null", b'"000100"']
+    assert surely_prices(plain)
+    assert surely_prices(map(Raw, plain))
+    for other in (b"", b"1000000", b"-1", b"1e3", b'"2.5', b".5", b"1.", b"0.1234567890", b"true", b'"null"', b'" 1"'):
+        assert not surely_prices([*plain, other]), other
+        assert not surely_prices([other, *plain]), other
 
 
 def test_null_is_no_price_and_0_is_one():

@@ -93,6 +93,10 @@ MUTANTS = [
         "core/money.py", "nano <= most", "nano <= 10 * most", "money",
     ),
     Mutant(
+        "what is known at a glance to be a price may be larger than the largest",
+        "core/money.py", "[0-9]{1,6}(?:", "[0-9]{1,7}(?:", "money",
+    ),
+    Mutant(
         "a view is an orphan while its render can still come",
         "core/partition.py",
         "self._due.before(self._earliest_possible_render() - self.rules.early_ms)",

@@ -205,9 +205,9 @@ def test_an_anchor_at_the_very_reach_of_a_checked_render_is_still_there():
     anchors.add(np.array([1]), np.array([10_001]))
     anchors.forget(100_000)
     assert near(anchors, 1, 40_000)
-    assert anchors.of(1) == (10_001,)
+    assert anchors.of(1) == [10_001]
     anchors.forget(110_000)
-    assert anchors.of(1) == ()
+    assert anchors.of(1) == []
     assert not near(anchors, 1, 40_000)
 
 
@@ -217,7 +217,7 @@ def test_a_render_is_compared_with_what_any_part_knows():
         elsewhere = [at(second, slot_id=str(slot)) for slot in range(20)]
         records = [(offset * 100 + number, event, None) for number, event in enumerate([at(second), *elsewhere])]
         state.apply(batch("renders", records))
-    assert {state.anchors.of(place) for place, _ in state.anchors} == {(T0, T0 + 40 * S)}
+    assert all(sorted(state.anchors.of(place)) == [T0, T0 + 40 * S] for place, _ in state.anchors)
     assert len(state.anchors) == 42
     state.apply(batch("renders", [(200, at(20), None), (201, at(65), None), (202, at(75), None)]))
     told = state.progress["renders"].outcomes

@@ -230,7 +230,7 @@ class Impressions:
     def _make_room(self, rows: int) -> Generation:
         """Return the generation for so many more rows."""
         if not self.generations[-1].has_room(rows):
-            wanted = max(SMALLEST, len(self) // 2, rows)
+            wanted = max(SMALLEST, len(self) // 4, rows)
             self.generations.append(Generation(self.end, capacity(wanted), self._sieve.open()))
         return self.generations[-1]
 

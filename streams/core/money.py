@@ -4,9 +4,12 @@ Law: the cost of an event is exact and is rounded once, half to even, to a nano-
 """
 
 import re
+from collections.abc import Iterable
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from functools import lru_cache
 from typing import Final, NamedTuple
+
+from msgspec import Raw
 
 from streams.core.events import PriceUnit
 
@@ -16,6 +19,9 @@ MAX_PRICE: Final = Decimal(1_000_000)
 MAX_EXPONENT: Final = 30
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]([+-]?[0-9]+))?")
+_PLAIN = rb"[0-9]{1,6}(?:\.[0-9]{1,9})?"
+_PLAIN_PRICE = b"(?:" + _PLAIN + b'|"' + _PLAIN + b'"|null)'
+_PLAIN_PRICES = re.compile(_PLAIN_PRICE + rb"(?:\n" + _PLAIN_PRICE + b")*+")
 _MAX_TEXT = 400
 _LONGEST_EXPONENT = 9
 """Characters; a longer one is not even turned into a number."""
@@ -75,6 +81,14 @@ def impression_nano(json_text: bytes, unit: PriceUnit | None = None) -> int | No
     if not 0 <= price.scaleb(-unit_places, _CONTEXT) <= MAX_PRICE:
         raise PriceError("not between 0 and 1,000,000")
     return _rounded(price, nano_places)
+
+
+def surely_prices(json_texts: Iterable[bytes | Raw]) -> bool:
+    """Say, at a glance at all of them, whether JSON texts surely are prices, in whatever unit: most are few digits.
+
+    To ask `impression_nano` of each, as is done where this says no, takes ten times as long if it does not know them.
+    """
+    return _PLAIN_PRICES.fullmatch(b"\n".join(json_texts)) is not None
 
 
 def _plain(text: str, places: int) -> int | None:

@@ -71,6 +71,17 @@ class _Part(Part):
         near: NDArray[np.bool_] = self.search(places, is_near) != NO_POSITION
         return near
 
+    def of(self, places: Numbers) -> list[int]:
+        """Return the times of the anchors that places have."""
+        times: list[int] = []
+
+        def pass_by(anchors: Any, _: Any) -> bool:
+            times.extend(self.ts[anchor] for anchor in np.atleast_1d(anchors).tolist())
+            return False
+
+        self.search(places, pass_by)
+        return times
+
 
 class Anchors:
     """When counted renders of each place began, as far back as a later render can be compared with them, or further.
@@ -94,9 +105,10 @@ class Anchors:
         """Yield (place, ts in ms) of each, in the order in which they came."""
         return chain.from_iterable(zip(part.keys, part.ts, strict=True) for part in self._parts)
 
-    def of(self, place: int) -> tuple[int, ...]:
-        """Return the times that are known of a place: looks at all anchors."""
-        return tuple(ts for one, ts in self if one == place)
+    def of(self, place: int) -> list[int]:
+        """Return the times that are known of a place."""
+        places = np.array([place], np.uint64).view(np.int64)
+        return [ts for part, _ in self._sieve.parts(self._parts, places) for ts in part.of(places)]
 
     def near(self, places: Numbers, ts: Numbers) -> NDArray[np.bool_]:
         """Say of renders whether one counted in the same place lies closer than the interval, before or after."""

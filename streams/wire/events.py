@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from streams.core.events import CLICKS, RENDERS, VIEWABILITY, Click, Event, Malformed, Render, Viewability
-from streams.core.money import PriceError, impression_nano, is_currency
+from streams.core.money import PriceError, impression_nano, is_currency, surely_prices
 
 REASONS: Final = (
     "null_value",
@@ -91,8 +91,9 @@ def _invalid(message: str) -> Malformed:
 
 def _check_renders(renders: Sequence[Render]) -> None:
     """Refuse what types cannot say. Raises PriceError or ValidationError if any of them is no render."""
-    for price, unit in {*zip(map(bytes, map(_price_of, renders)), map(_unit_of, renders), strict=True)}:
-        impression_nano(price, unit)
+    if not surely_prices(map(_price_of, renders)):
+        for price, unit in {*zip(map(bytes, map(_price_of, renders)), map(_unit_of, renders), strict=True)}:
+            impression_nano(price, unit)
     for currency in {*map(_currency_of, renders)}:
         if currency is not None and not is_currency(currency):
             raise msgspec.ValidationError("Expected three capital letters - at `$.currency`")
