@@ -162,7 +162,7 @@ class Tables(TableManager):
                     self._changelogs[topic].recovered(content)
                 del content, contents  # as large as the state that it gives: it goes when that is there
                 self.take_over(number)
-        _give_back()
+        give_back_memory()
         await self.claim(extents)
         self.recovery_seconds = monotonic() - since
         consumer.resume_partitions(assigned)
@@ -200,8 +200,8 @@ class Tables(TableManager):
         await asyncio.sleep(_AGAIN_S)
 
 
-def _give_back() -> None:
-    """Return freed memory to the system: glibc would keep what the journals took, a sixth of what is resident."""
+def give_back_memory() -> None:
+    """Return freed memory to the system: glibc keeps pieces of it, after a recovery a sixth of what is resident."""
     with suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
