@@ -40,8 +40,8 @@ PROBE_S: Final = 1.0
 REACHABLE_FOR_S: Final = 5.0
 CURRENT_FOR_S: Final = 10.0
 """Up to date: every input partition was read to its end at some moment in this long."""
-GIVE_BACK_S: Final = 30.0
-"""It takes 60 ms of a thread where half a gigabyte is resident."""
+GIVE_BACK_S: Final = 10.0
+"""It takes 60 ms of a thread where half a gigabyte is resident, and less would let it grow when catching up."""
 STOP_S: Final = 8.0
 _QUEUED_BATCHES: Final = 4
 
