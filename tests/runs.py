@@ -138,7 +138,12 @@ def due(dates: Any) -> Any:
 
 def anchored(anchors: Any) -> Any:
     """The anchors that are needed: others lie there until all of their part can be forgotten."""
-    return anchors.since, sorted(one for one in anchors if one[1] >= anchors.since)
+    return anchors.since, sorted(one for one in noted(anchors) if one[1] >= anchors.since)
+
+
+def noted(anchors: Any) -> list[tuple[int, int]]:
+    """(place, ts in ms) of all anchors that lie there."""
+    return [one for part in anchors._parts for one in zip(part.keys, part.ts, strict=True)]
 
 
 _SPECIAL = {

@@ -9,7 +9,7 @@ from streams.core.rules import Outcome, Rules
 from streams.wire.events import decoder
 from streams.wire.records import encode_delta
 from tests.logs import T0, Desk, S, batch, click, encoded, render, view
-from tests.runs import assert_same_state, folded
+from tests.runs import assert_same_state, folded, noted
 
 USER = {"type": "user"}
 TIMED = {"type": "time", "min_interval_s": 30}
@@ -181,7 +181,7 @@ def test_anchors_are_kept_as_long_as_a_render_that_is_checked_can_be_near_to_the
     for second in range(0, 1_000, 30 if slots == 1 else 1):
         state.apply(batch("renders", [(second, at(second, slot_id=str(second % slots)), None)]))
         state.take()
-        known = {(anchor - T0) // S for _, anchor in state.anchors}
+        known = {(anchor - T0) // S for _, anchor in noted(state.anchors)}
         assert known >= {one for one in range(second - 90, second + 1) if one >= 0 and (slots > 1 or one % 30 == 0)}
         assert len(known) == len(state.anchors)
         assert min(known) >= second - 2 * (90 + 10)
@@ -217,7 +217,7 @@ def test_a_render_is_compared_with_what_any_part_knows():
         elsewhere = [at(second, slot_id=str(slot)) for slot in range(20)]
         records = [(offset * 100 + number, event, None) for number, event in enumerate([at(second), *elsewhere])]
         state.apply(batch("renders", records))
-    assert all(sorted(state.anchors.of(place)) == [T0, T0 + 40 * S] for place, _ in state.anchors)
+    assert all(sorted(state.anchors.of(place)) == [T0, T0 + 40 * S] for place, _ in noted(state.anchors))
     assert len(state.anchors) == 42
     state.apply(batch("renders", [(200, at(20), None), (201, at(65), None), (202, at(75), None)]))
     told = state.progress["renders"].outcomes

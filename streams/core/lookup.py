@@ -174,7 +174,7 @@ class Sieve:
                 yield part, here
 
     def close(self, part: Part, others: Sequence[Part]) -> None:
-        """Forget a part, and become smaller where many were forgotten."""
+        """Forget a part, and become smaller where so many were forgotten that it will not soon have to grow again."""
         self._keys -= len(part)
         if all(other.bit != part.bit for other in others):
             self._bytes &= np.uint8(~part.bit & 0xFF)

@@ -92,7 +92,7 @@ class Series(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False)
     value: str = ""
 
     def shared(self) -> "Series":
-        """Return an equal one that shares texts with others: those of very many campaigns take half the memory."""
+        """Return an equal one that shares texts with others: of very many campaigns, they add up."""
         return Series(
             self.campaign_id, _shared(self.currency), _shared(self.source), _shared(self.dimension), self.value
         )

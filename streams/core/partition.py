@@ -379,26 +379,13 @@ class Partition:
 
     def _refreshes(self, places: Numbers, ts: Numbers, behind: Numbers, exempt: list[int]) -> list[int]:
         """Decide rule 6: return the positions of refreshes. It is not asked of the exempt, nor where it cannot be."""
-        interval = self.rules.refresh_interval_ms
-        if not interval:
+        if not self.rules.refresh_interval_ms:
             return []
         asked = np.ones(len(places), np.bool_)
         asked[exempt] = False
         checkable = (places != NOWHERE) & (behind <= self.rules.refresh_slack_ms)
         self.unchecked += int((asked & ~checkable).sum())
-        asked &= checkable
-        at_all = asked.nonzero()[0]
-        near = np.zeros(len(places), np.bool_)
-        near[at_all] = self.anchors.near(places.take(at_all), ts.take(at_all))
-        # What comes to one place twice in a batch is compared with what counts here as well, in its turn.
-        counted: dict[int, list[int]] = {}
-        for at in (repeated(places) & (places != NOWHERE)).nonzero()[0].tolist():
-            time, here = int(ts[at]), counted.setdefault(int(places[at]), [])
-            if asked[at] and any(abs(time - other) < interval for other in here):
-                near[at] = True
-            if not near[at]:
-                here.append(time)
-        refreshes: list[int] = near.nonzero()[0].tolist()
+        refreshes: list[int] = self.anchors.refreshes(places, ts, asked & checkable).nonzero()[0].tolist()
         return refreshes
 
     def _costs(

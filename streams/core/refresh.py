@@ -5,14 +5,13 @@ that were refreshes themselves. So renders at 0, 20, 40 and 60 s count at 0 and 
 """
 
 from array import array
-from collections.abc import Iterator
-from itertools import chain
 from typing import Any, Final
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from streams.core.bulk import repeated
 from streams.core.events import DEFAULT_SOURCE, Render
 from streams.core.lookup import NO_POSITION, Numbers, Part, Sieve, capacity
 from streams.core.panes import pane_of
@@ -101,10 +100,6 @@ class Anchors:
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield (place, ts in ms) of each, in the order in which they came."""
-        return chain.from_iterable(zip(part.keys, part.ts, strict=True) for part in self._parts)
-
     def of(self, place: int) -> list[int]:
         """Return the times that are known of a place."""
         places = np.array([place], np.uint64).view(np.int64)
@@ -115,6 +110,23 @@ class Anchors:
         found = np.zeros(len(places), np.bool_)
         for part, here in self._sieve.parts(self._parts, places):
             found[here] |= part.near(places.take(here), ts.take(here), self._interval_ms)
+        return found
+
+    def refreshes(self, places: Numbers, ts: Numbers, asked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Say which renders of a batch are refreshes: only those can be that are asked, and all others count.
+
+        So what comes to one place twice in a batch is compared with what counted there before it in the batch, too.
+        """
+        found = np.zeros(len(places), np.bool_)
+        candidates = asked.nonzero()[0]
+        found[candidates] = self.near(places.take(candidates), ts.take(candidates))
+        counted: dict[int, list[int]] = {}
+        for at in (repeated(places) & (places != NOWHERE)).nonzero()[0].tolist():
+            time, here = int(ts[at]), counted.setdefault(int(places[at]), [])
+            if asked[at] and any(abs(time - other) < self._interval_ms for other in here):
+                found[at] = True
+            if not found[at]:
+                here.append(time)
         return found
 
     def add(self, places: Numbers, ts: Numbers) -> None:
