@@ -19,7 +19,7 @@ ACCEPTS = {"": parse_text, "application/openmetrics-text; version=1.0.0": parse_
 NAMES = ("campaign", "currency")
 FAMILIES: dict[str, Any] = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
 
-hostile = st.sampled_from(['"', "\\", "\n", "\\n", '"} 1'])
+hostile = st.sampled_from(['"', "\\", "\n", "\\n", '"} 1', "%", "%b", "%%s"])
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | hostile
 values = st.integers(0, 2**60) | st.floats(0, 1e18) | st.none()
 series = st.dictionaries(st.tuples(texts, texts), values, max_size=5)
@@ -55,6 +55,12 @@ def test_a_table_says_what_the_library_would_say_of_the_same_samples(kind, accep
     table = Table("ads_x", "What it is", kind, at_once(Labels().texts(NAMES, rows)), [*rows.values()])
     page = page_of([table, None], accept)
     assert read(page, accept) == read(written_by_the_library(kind, rows, accept), accept)
+
+
+@given(rows=st.lists(texts, unique=True, max_size=3), each=st.lists(texts, unique=True, max_size=3))
+def test_a_last_label_that_has_each_value_in_every_row_is_as_if_the_rows_had_it(rows, each):
+    short = at_once(Labels().texts(NAMES, [(row,) for row in rows], each))
+    assert short == at_once(Labels().texts(NAMES, [(row, last) for row in rows for last in each]))
 
 
 def test_labels_are_kept_for_the_next_page_and_no_longer() -> None:

@@ -234,10 +234,10 @@ class Rolling:
         None if the newest pane has left the longest window: there is nothing to show then.
         """
         now = pane_of(stream_time_ms)
+        if now <= self.now:  # what has left the longest window is not among the panes any more
+            return self.sums if self.panes else None
         if not any(pane > now - self.longest for pane in self.panes):
             return None
-        if now <= self.now:
-            return self.sums
         return [self._sum(now + PANE_MS - length, now + PANE_MS) for length in self.lengths]
 
     def slices(self, stream_time_ms: int, length_ms: int, number: int) -> list[Cell]:

@@ -115,27 +115,25 @@ class Collector:
             yield None
 
     def _window_gauges(self, lines: list[Line]) -> Families:
-        rows = (
-            (line.series.campaign_id, line.series.currency, window)
-            for line in lines
-            if line.windows
-            for window in self._windows
-        )
-        labels = yield from self._labels.texts(("campaign", "currency", "window"), rows)
+        lines = [line for line in lines if line.windows]
+        rows = ((line.series.campaign_id, line.series.currency) for line in lines)
+        labels = yield from self._labels.texts(("campaign", "currency", "window"), rows, self._windows)
         cells = [cell for line in lines for cell in line.windows or ()]
         yield None
         for name, text, figure in _WINDOWS:
             yield Table(name, text, "gauge", labels, [*map(figure, cells)])
             yield None
-        is_priced = [line.series.currency != NO_CURRENCY for line in lines for _ in line.windows or ()]
-        labels, cells = [*compress(labels, is_priced)], [*compress(cells, is_priced)]
+        is_priced = [line.series.currency != NO_CURRENCY for line in lines]
+        if not all(is_priced):
+            each = [one for one in is_priced for _ in self._windows]
+            labels, cells = [*compress(labels, each)], [*compress(cells, each)]
         for name, text, rate in _MONEY_RATES:
             yield Table(name, text, "gauge", labels, [rate(cell, self._min_sample) for cell in cells])
             yield None
 
     def _ratios(self, campaigns: Mapping[str, list[Cell]]) -> Families:
-        rows = ((campaign, window) for campaign in campaigns for window in self._windows)
-        labels = yield from self._labels.texts(("campaign", "window"), rows)
+        rows = ((campaign,) for campaign in campaigns)
+        labels = yield from self._labels.texts(("campaign", "window"), rows, self._windows)
         cells = [cell for sums in campaigns.values() for cell in sums]
         yield None
         for name, text, rate in _COUNT_RATES:
@@ -168,8 +166,7 @@ class Collector:
 
     def _segments(self, segments: list[Line]) -> Families:
         sums = summed(segments, lambda one: (one.campaign_id, one.dimension, one.value))
-        rows = ((*place, window) for place in sums for window in self._windows)
-        labels = yield from self._labels.texts(("campaign", "dimension", "value", "window"), rows)
+        labels = yield from self._labels.texts(("campaign", "dimension", "value", "window"), sums, self._windows)
         for name, text, figure in _SEGMENTS:
             values = [figure(cell, self._min_sample) for cells in sums.values() for cell in cells]
             yield Table(name, text, "gauge", labels, values)
