@@ -106,10 +106,19 @@ class Connection:
 
     async def _nodes(self, host: str, port: int) -> list[tuple[str, int]]:
         """Return the addresses of all nodes, as one of them tells them."""
-        connection = None
+        closing: list[Any] = []  # aiokafka closes one itself that is refused, and tells nobody when that is done
         try:
-            connection = await create_conn(host, port, request_timeout_ms=_ANSWER_MS, **self._security)
-            answer = await connection.send(MetadataRequest([]))
+            connection = await create_conn(
+                host,
+                port,
+                request_timeout_ms=_ANSWER_MS,
+                on_close=lambda one, _: closing.append(one),
+                **self._security,
+            )
+            try:
+                answer = await connection.send(MetadataRequest([]))
+            finally:
+                connection.close()
             return [(node[1], node[2]) for node in answer.brokers]
         except (OSError, KafkaError) as error:
             if refusal := self._refusal(error, f"Kafka at {host}:{port}"):
@@ -120,8 +129,8 @@ class Connection:
                 f"Kafka at {host}:{port} does not prove that it knows the user's password: is it the right broker?"
             ) from None
         finally:
-            if connection is not None:
-                await asyncio.wait({connection.close()}, timeout=_CLOSE_S)
+            for one in closing:
+                await asyncio.wait({one.close()}, timeout=_CLOSE_S)
 
     def _refusal(self, error: Exception, who: str) -> str | None:
         """Return why this is final, and what to do; None if the broker is only away."""
