@@ -61,8 +61,26 @@ class Cell(msgspec.Struct, array_like=True, gc=False):
             self.declared += other.declared
             self.over_cap += other.over_cap
 
+    def plus(self, other: "Cell") -> "Cell":
+        """Return this cell and another one together. With nothing it is the one itself, so change neither."""
+        if self is NOTHING or other is NOTHING:
+            return other if self is NOTHING else self
+        return Cell(
+            self.served + other.served,
+            self.measurable + other.measurable,
+            self.viewable + other.viewable,
+            self.clicks + other.clicks,
+            self.spend + other.spend,
+            self.gross + other.gross,
+            self.revision + other.revision,
+            self.declared + other.declared,
+            self.over_cap + other.over_cap,
+        )
+
     def less(self, other: "Cell") -> "Cell":
         """Return what this cell has more than another one."""
+        if other is NOTHING or other is self:
+            return NOTHING if other is self else self
         return Cell(
             self.served - other.served,
             self.measurable - other.measurable,
@@ -76,7 +94,8 @@ class Cell(msgspec.Struct, array_like=True, gc=False):
         )
 
 
-_NOTHING: Final = Cell()
+NOTHING: Final = Cell()
+"""What an empty sum is; never changed."""
 
 
 class Series(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
@@ -172,7 +191,8 @@ class Rolling:
     """Rolling windows over the panes of one series: the pane of stream time T and the panes before it.
 
     `sums[i]` is always the sum of the panes in window i, kept by difference so that reading it costs nothing.
-    Panes ahead of T are held, but lie in no window yet.
+    Panes ahead of T are held, but lie in no window yet. No cell is ever changed: of the many series that have but one
+    pane, that one is all of their sums.
     """
 
     __slots__ = ("lengths", "longest", "now", "panes", "sums")
@@ -182,21 +202,17 @@ class Rolling:
         self.longest = max(lengths_ms)
         self.panes: dict[int, Cell] = {}
         self.now = -PANE_MS
-        self.sums = [Cell() for _ in lengths_ms]
+        self.sums = [NOTHING for _ in lengths_ms]
 
     def add(self, pane: int, difference: Cell) -> None:
         """Add a difference to a pane, and to each window that holds the pane now."""
         if pane <= self.now - self.longest:
             return
-        cell = self.panes.get(pane)
-        if cell is None:
-            self.panes[pane] = copy(difference)
-        else:
-            cell.add(difference)
+        self.panes[pane] = self.panes.get(pane, NOTHING).plus(difference)
         if pane <= self.now:
-            for length, total in zip(self.lengths, self.sums, strict=True):
+            for number, length in enumerate(self.lengths):
                 if pane > self.now - length:
-                    total.add(difference)
+                    self.sums[number] = self.sums[number].plus(difference)
 
     def advance(self, stream_time_ms: int) -> None:
         """Move the windows on to the pane of a stream time, and forget panes that have left the longest one."""
@@ -212,19 +228,19 @@ class Rolling:
     def _step(self, now: int) -> None:
         """Move the windows on by one pane: most series have nothing that comes or goes then."""
         entering = self.panes.get(now)
-        for length, total in zip(self.lengths, self.sums, strict=True):
+        for number, length in enumerate(self.lengths):
             leaving = self.panes.get(now - length)
-            if entering is not None:
-                total.add(entering)
             if leaving is not None:
-                total.add(_NOTHING.less(leaving))
+                self.sums[number] = self.sums[number].less(leaving)
+            if entering is not None:
+                self.sums[number] = self.sums[number].plus(entering)
         self.panes.pop(now - self.longest, None)
 
     def _jump(self, entered: int, left: int) -> None:
         """Move the windows on by the panes in [entered, left)."""
-        for length, total in zip(self.lengths, self.sums, strict=True):
-            total.add(self._sum(max(entered, left - length), left))
-            total.add(_NOTHING.less(self._sum(entered - length, min(entered, left - length))))
+        for number, length in enumerate(self.lengths):
+            kept = self.sums[number].less(self._sum(entered - length, min(entered, left - length)))
+            self.sums[number] = kept.plus(self._sum(max(entered, left - length), left))
         for pane in held_between(self.panes, entered - self.longest, left - self.longest):
             del self.panes[pane]
 
@@ -253,7 +269,10 @@ class Rolling:
         return sums
 
     def _sum(self, start: int, stop: int) -> Cell:
+        cells = [self.panes[pane] for pane in held_between(self.panes, start, stop)]
+        if len(cells) <= 1:
+            return cells[0] if cells else NOTHING
         total = Cell()
-        for pane in held_between(self.panes, start, stop):
-            total.add(self.panes[pane])
+        for cell in cells:
+            total.add(cell)
         return total

@@ -19,7 +19,7 @@ from streams.core.campaigns import Campaigns
 from streams.core.delta import NEVER
 from streams.core.events import NO_CURRENCY
 from streams.core.money import decimal_text
-from streams.core.panes import TUMBLING_MS, Cell, Rolling, Series, Touched, minute_of, pane_of
+from streams.core.panes import NOTHING, TUMBLING_MS, Cell, Rolling, Series, Touched, minute_of, pane_of
 from streams.core.rules import DAY
 
 PUBLISH_DELAY_MS = 10_000
@@ -77,7 +77,7 @@ class Lifetime(msgspec.Struct, frozen=True, array_like=True):
     cell: Cell
 
 
-_UNBORN: Final = Lifetime(0, Cell())
+_UNBORN: Final = Lifetime(0, NOTHING)
 
 
 class Clock(msgspec.Struct, frozen=True, array_like=True):
@@ -173,14 +173,14 @@ class Account:
         self.series = series
         self.minutes: dict[int, dict[int, Share]] = {}
         self.lifetime = _UNBORN
-        self.total = Cell()
+        self.total = NOTHING
         """Lifetime and minutes together, kept by difference."""
         self.rolling = Rolling(windows_ms)
 
     def put(self, pane: int, old: Cell | None, new: Cell) -> None:
         """Bring totals and windows from a cell's old figures to its new ones."""
         difference = new if old is None else new.less(old)
-        self.total.add(difference)
+        self.total = self.total.plus(difference)
         self.rolling.add(pane, difference)
 
     def sum_of(self, minute: int) -> Cell:
@@ -228,7 +228,8 @@ class Rollup:
         self.accounts: dict[Series, Account] = {}
         self._by_minute: dict[int, set[Series]] = {}
         self._changed: set[RowKey] = set()
-        self._unpublished: set[tuple[int, Series]] = set()
+        self._unpublished: dict[int, set[Series]] = {}
+        """Minute -> those whose window is not told, or not as it is now."""
         self._final_published = 0
         self.now = NEVER
         """The pane that rolling windows end with, by its start in ms; NEVER before the first event."""
@@ -240,9 +241,10 @@ class Rollup:
         known = self.heads.get(partial.partition)
         if known is not None and partial.head.epoch < known.epoch:
             return
+        version = partial.head.version
         for touched in partial.cells:
-            self._take(partial.partition, partial.head.version, touched)
-        if known is None or partial.head.version >= known.version:
+            self._take(partial.partition, version, touched)
+        if known is None or version >= known.version:
             self.heads[partial.partition] = partial.head
             self._changed.add(RowKey(None, None, partial.partition))
         self._advance()
@@ -262,7 +264,7 @@ class Rollup:
         account.put(touched.pane, share.panes.get(touched.pane), touched.cell)
         share.panes[touched.pane] = touched.cell
         self._changed.add(RowKey(account.series, minute))
-        self._unpublished.add((minute, account.series))
+        self._unpublished.setdefault(minute, set()).add(account.series)
 
     def _account(self, series: Series) -> Account:
         account = self.accounts.get(series)
@@ -312,14 +314,13 @@ class Rollup:
         Each says what is known when it is its turn; what changes one that had its turn is published the next time.
         """
         final, due = self.final_before(), self.stream_time() - PUBLISH_DELAY_MS
-        ready = {place for place in self._unpublished if place[0] + TUMBLING_MS <= max(final, due)}
-        self._unpublished -= ready
-        for minute in [m for m in self._by_minute if self._final_published < m + TUMBLING_MS <= final]:
-            ready |= {(minute, series) for series in self._by_minute[minute]}
+        ready = {m: self._unpublished.pop(m) for m in [*self._unpublished] if m + TUMBLING_MS <= max(final, due)}
+        ready |= {m: told for m, told in self._by_minute.items() if self._final_published < m + TUMBLING_MS <= final}
         self._final_published = max(self._final_published, final)
+        places = [(minute, series) for minute in sorted(ready) for series in sorted(ready[minute])]
         return (
             self._window(self.accounts[series], minute, final)
-            for minute, series in sorted(ready)
+            for minute, series in places
             if self.campaigns.is_billed(series)
         )
 
@@ -359,13 +360,13 @@ class Rollup:
         """
         bound = min(self._final_published, self.stream_time() - max(self.windows_ms))
         for minute in sorted(minute for minute in self._by_minute if minute + TUMBLING_MS <= bound):
+            self._unpublished.pop(minute, None)
             for series in self._by_minute.pop(minute):
                 account = self.accounts[series]
                 total = account.sum_of(minute)
                 total.add(account.lifetime.cell)
                 account.lifetime = Lifetime(minute + TUMBLING_MS, total)
                 del account.minutes[minute]
-                self._unpublished.discard((minute, series))
                 self._changed |= {RowKey(series, None), RowKey(series, minute)}
 
     def changed(self) -> Iterator[tuple[RowKey, Row | None]]:
@@ -402,7 +403,7 @@ class Rollup:
                 assert key.series is not None
                 account = self._account(key.series)
                 account.lifetime = row
-                account.total.add(row.cell)
+                account.total = account.total.plus(row.cell)
         for key, row in newest:
             if isinstance(row, dict):
                 self._load_minute(key, row)
@@ -413,7 +414,7 @@ class Rollup:
         if key.minute < account.lifetime.bound:
             return
         self._minute(account, key.minute).update(shares)
-        self._unpublished.add((key.minute, account.series))
+        self._unpublished.setdefault(key.minute, set()).add(account.series)
         for share in shares.values():
             for pane, cell in share.panes.items():
                 account.put(pane, None, cell)
