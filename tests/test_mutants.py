@@ -70,11 +70,11 @@ MUTANTS = [
     ),
     Mutant(
         "the viewable rate is of served",
-        "core/rates.py", "ratio(cell.viewable, cell.measurable,", "ratio(cell.viewable, cell.served,", "rates",
+        "core/rates.py", '= Rate("viewable", "measurable")', '= Rate("viewable", "served")', "rates",
     ),
     Mutant(
         "vCPM is per measurable",
-        "core/rates.py", "cell.spend * 1000, cell.viewable", "cell.spend * 1000, cell.measurable", "rates",
+        "core/rates.py", 'Rate("spend", "viewable", 1000', 'Rate("spend", "measurable", 1000', "rates",
     ),
     Mutant(
         "what has a price has it in dollars",

@@ -4,6 +4,10 @@ Law: a ratio without a denominator is None, never 0. Three rates have three name
 is viewable / measurable (the MRC's), viewable of served is viewable / served, the measured rate is measurable / served.
 """
 
+from collections.abc import Collection
+from operator import attrgetter
+from typing import Final
+
 from streams.core.money import NANO, decimal_text
 from streams.core.panes import Cell
 
@@ -13,39 +17,40 @@ def ratio(numerator: int, denominator: int, min_sample: int = 1) -> float | None
     return numerator / denominator if denominator and denominator >= min_sample else None
 
 
-def cpm(cell: Cell, min_sample: int = 1) -> float | None:
-    """Return spend x 1000 / served, in currency units."""
-    return _per(cell.spend * 1000, cell.served, min_sample)
+class Rate:
+    """A ratio of two figures of a cell, so many times the numerator over so many times the denominator.
+
+    Call it for that of one cell; None while the denominator is 0 or below the smallest sample.
+    """
+
+    def __init__(self, numerator: str, denominator: str, times: int = 1, over: int = 1) -> None:
+        self._numerator, self._denominator = attrgetter(numerator), attrgetter(denominator)
+        self._times, self._over = times, over
+
+    def __call__(self, cell: Cell, min_sample: int = 1) -> float | None:
+        """Return it of a cell."""
+        return self.of_all([cell], min_sample)[0]
+
+    def of_all(self, cells: Collection[Cell], min_sample: int = 1) -> list[float | None]:
+        """Return it of each of many cells, correctly rounded."""
+        times, over, least = self._times, self._over, max(1, min_sample)
+        return [
+            numerator * times / (denominator * over) if denominator >= least else None
+            for numerator, denominator in zip(map(self._numerator, cells), map(self._denominator, cells), strict=True)
+        ]
 
 
-def vcpm(cell: Cell, min_sample: int = 1) -> float | None:
-    """Return spend x 1000 / viewable, in currency units: all spend, over what was seen."""
-    return _per(cell.spend * 1000, cell.viewable, min_sample)
-
-
-def cpc(cell: Cell, min_sample: int = 1) -> float | None:
-    """Return spend / clicks, in currency units."""
-    return _per(cell.spend, cell.clicks, min_sample)
-
-
-def viewable_rate(cell: Cell, min_sample: int = 1) -> float | None:
-    """Return viewable / measurable."""
-    return ratio(cell.viewable, cell.measurable, min_sample)
-
-
-def viewable_of_served(cell: Cell, min_sample: int = 1) -> float | None:
-    """Return viewable / served."""
-    return ratio(cell.viewable, cell.served, min_sample)
-
-
-def measured_rate(cell: Cell, min_sample: int = 1) -> float | None:
-    """Return measurable / served."""
-    return ratio(cell.measurable, cell.served, min_sample)
-
-
-def ctr(cell: Cell, min_sample: int = 1) -> float | None:
-    """Return clicks / served."""
-    return ratio(cell.clicks, cell.served, min_sample)
+cpm: Final = Rate("spend", "served", 1000, NANO)
+"""Spend x 1000 / served, in currency units."""
+vcpm: Final = Rate("spend", "viewable", 1000, NANO)
+"""Spend x 1000 / viewable, in currency units: all spend, over what was seen."""
+cpc: Final = Rate("spend", "clicks", 1, NANO)
+"""Spend / clicks, in currency units."""
+viewable_rate: Final = Rate("viewable", "measurable")
+"""Viewable / measurable, the MRC's."""
+viewable_of_served: Final = Rate("viewable", "served")
+measured_rate: Final = Rate("measurable", "served")
+ctr: Final = Rate("clicks", "served")
 
 
 def per_thousand(nano: int, count: int) -> str | None:
@@ -59,7 +64,3 @@ def each(nano: int, count: int) -> str | None:
         return None
     whole, rest = divmod(nano, count)
     return decimal_text(whole + (2 * rest > count or (2 * rest == count and whole % 2)))
-
-
-def _per(nano: int, count: int, min_sample: int) -> float | None:
-    return nano / (count * NANO) if count and count >= min_sample else None

@@ -128,7 +128,7 @@ class Collector:
             each = [one for one in is_priced for _ in self._windows]
             labels, cells = [*compress(labels, each)], [*compress(cells, each)]
         for name, text, rate in _MONEY_RATES:
-            yield Table(name, text, "gauge", labels, [rate(cell, self._min_sample) for cell in cells])
+            yield Table(name, text, "gauge", labels, rate.of_all(cells, self._min_sample))
             yield None
 
     def _ratios(self, campaigns: Mapping[str, list[Cell]]) -> Families:
@@ -137,7 +137,7 @@ class Collector:
         cells = [cell for sums in campaigns.values() for cell in sums]
         yield None
         for name, text, rate in _COUNT_RATES:
-            yield Table(name, text, "gauge", labels, [rate(cell, self._min_sample) for cell in cells])
+            yield Table(name, text, "gauge", labels, rate.of_all(cells, self._min_sample))
             yield None
 
     def _sources(self, billed: list[Line], foreign: list[Line]) -> Families:
