@@ -1,6 +1,6 @@
 """Memory over hours: the resident memory of a real worker while as many impressions are forgotten as remembered.
 
-The hours are of event time: three horizons of steady load lie ready and are counted as fast as it goes. What is older
+The hours are of event time: some horizons of steady load lie ready and are counted as fast as it goes. What is older
 than lateness and the larger horizon is forgotten, so over the last horizon memory has to be flat.
 """
 
@@ -90,6 +90,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(runs=1)
     parser.add_argument("--horizon", default=HORIZON, help="of lateness, dedup and viewability (default %(default)s)")
     parser.add_argument(
+        "--horizons", type=int, default=HORIZONS, help="how long the load is (default %(default)s of them)"
+    )
+    parser.add_argument(
         "--rate", type=int, default=RENDERS_A_SECOND, help="renders a second of event time (default %(default)s)"
     )
 
@@ -141,7 +144,7 @@ def show(runs: list[Memory]) -> None:
 
 def _run(broker: EmbeddedBroker, prefix: str, options: argparse.Namespace) -> Memory:
     horizon_ms = duration_ms(options.horizon)
-    load = Load.until_now((HORIZONS * horizon_ms // 1000 + SETTLING_S) * options.rate, options.rate)
+    load = Load.until_now((options.horizons * horizon_ms // 1000 + SETTLING_S) * options.rate, options.rate)
     settings = dict.fromkeys(("lateness", "dedup_horizon", "viewability_horizon"), options.horizon) | {"idle": IDLE}
     empty, full = prefix + "empty-", prefix + "full-"
     for topics in (empty, full):
