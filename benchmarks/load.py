@@ -5,6 +5,7 @@ render   ts = start + number / renders_a_second; every 20th comes twice
 view     a second later; none for every 20th of a campaign, viewable for two of five
 """
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +32,40 @@ RENDERS_A_SECOND: Final = 5_000
 
 _CHUNK: Final = 4_096
 _NO_VIEW, _NOT_VIEWABLE, _VIEWABLE = range(3)
-_KINDS: Final = ("", "not_viewable", "viewable")
+
+
+class _Form:
+    """Texts that differ in numbers only, whose digits are #. Made by columns: who sends has a core to share."""
+
+    def __init__(self, text: str) -> None:
+        self._text = np.frombuffer(text.encode(), np.uint8)
+        self._fields = [match.span() for match in re.finditer("#+", text)]
+
+    def filled(self, *columns: NDArray[np.int64]) -> list[bytes]:
+        """Return a text for each row of the columns, which are its numbers from left to right."""
+        rows = np.tile(self._text, (len(columns[0]), 1))
+        for (start, end), column in zip(self._fields, columns, strict=True):
+            left = column
+            for place in range(end - 1, start - 1, -1):
+                rest = left // 10
+                rows[:, place] = left - 10 * rest + ord("0")
+                left = rest
+            if left.any():
+                raise ValueError(f"{end - start} digits are too few for {column.max():,}")
+        texts: list[bytes] = rows.view(f"S{len(self._text)}").ravel().tolist()
+        return texts
+
+
+_VIEWER: Final = _Form("viewer-#######")
+_RENDER: Final = _Form(
+    '{"impression_id":"imp-############","ts":#############,"viewer_id":"viewer-#######","page_view_id":"pv-########",'
+    '"slot_id":"slot-#","creative_id":"creative-33","price":"2.5","price_unit":"cpm","currency":"USD",'
+    '"format":"display","width":300,"height":250,"device":"desktop","campaign_id":"'
+)
+_VIEW: Final = _Form(
+    '{"impression_id":"imp-############","ts":#############,"viewer_id":"viewer-#######","vendor":"ias","kind":"'
+)
+_KINDS: Final = (b"", b'not_viewable"}', b'viewable"}')
 
 
 class Truth(NamedTuple):
@@ -57,7 +91,7 @@ class Truth(NamedTuple):
 class Made(NamedTuple):
     """The records of one impression."""
 
-    viewer: str
+    viewer: bytes
     render: bytes
     copies: int
     view: bytes | None
@@ -108,28 +142,19 @@ class Load(NamedTuple):
         viewers = REFRESH_FREE_S * self.renders_a_second // SLOTS
         for first in range(0, self.renders, _CHUNK):
             numbers = np.arange(first, min(first + _CHUNK, self.renders))
+            ts, viewer = self.start_ms + numbers * 1000 // self.renders_a_second, numbers * 7919 % viewers
+            campaigns = self._campaigns(numbers).tolist()
+            ends = {campaign: f'{self.name(campaign)}"}}'.encode() for campaign in set(campaigns)}
             columns = (
-                numbers,
-                self._campaigns(numbers),
-                self._says(numbers),
-                self.start_ms + numbers * 1000 // self.renders_a_second,
-                numbers * 7919 % viewers,
-                numbers // viewers % SLOTS,
-                1 + (numbers % DUPLICATE_EVERY == 0),
+                _VIEWER.filled(viewer),
+                _RENDER.filled(numbers, ts, viewer, numbers, numbers // viewers % SLOTS),
+                campaigns,
+                (1 + (numbers % DUPLICATE_EVERY == 0)).tolist(),
+                _VIEW.filled(numbers, ts + VIEW_AFTER_MS, viewer),
+                self._says(numbers).tolist(),
             )
-            for number, campaign, says, ts, viewer, slot, copies in zip(*(c.tolist() for c in columns), strict=True):
-                key = f"viewer-{viewer:06d}"
-                render = (
-                    f'{{"impression_id":"imp-{number:012d}","campaign_id":"{self.name(campaign)}","ts":{ts},'
-                    f'"viewer_id":"{key}","page_view_id":"pv-{number:08d}","slot_id":"slot-{slot}",'
-                    '"creative_id":"creative-33","price":"2.5","price_unit":"cpm","currency":"USD",'
-                    '"format":"display","width":300,"height":250,"device":"desktop"}'
-                )
-                view = (
-                    f'{{"impression_id":"imp-{number:012d}","ts":{ts + VIEW_AFTER_MS},"viewer_id":"{key}",'
-                    f'"kind":"{_KINDS[says]}","vendor":"ias"}}'
-                )
-                yield Made(key, render.encode(), copies, view.encode() if says else None)
+            for key, render, campaign, copies, view, says in zip(*columns, strict=True):
+                yield Made(key, render + ends[campaign], copies, view + _KINDS[says] if says else None)
 
     def _campaigns(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         if not self.skewed:
@@ -168,7 +193,7 @@ def produce(bootstrap: str, prefix: str, load: Load) -> Truth:
     return load.truth()
 
 
-def send(producer: Producer, topic: str, key: str | bytes, value: bytes, **where: int) -> None:
+def send(producer: Producer, topic: str, key: bytes, value: bytes, **where: int) -> None:
     """Send a record, however full the producer is."""
     while True:
         try:

@@ -23,6 +23,8 @@ PROBES_A_SECOND: Final = 20
 BEHIND_S: Final = 0.1
 """Whoever sends later than this is behind."""
 _REST_S: Final = 0.002
+_LINGER_MS: Final = 20
+"""Batches of a few records cost the broker more than all else; what is waited for is part of each latency."""
 _LEAD_S: Final = 3.0
 """From the announcement of the start to the start."""
 
@@ -32,7 +34,7 @@ class Due(NamedTuple):
 
     at_s: float
     topic: str
-    key: str
+    key: bytes
     value: bytes
     partition: int | None = None
 
@@ -73,21 +75,19 @@ def truth_of(rate: int, seconds: int, start_ms: int, partitions: int) -> Truth:
 
 def schedule(load: Load, seconds: int, partitions: int) -> Iterator[Due]:
     """Yield all records in the order of their times."""
-    probes = [_probes(load.start_ms, seconds, number, partitions) for number in range(partitions)]
-    return merge(_records(load), *probes, key=itemgetter(0))
-
-
-def _records(load: Load) -> Iterator[Due]:
-    views = deque[Due]()
+    each = [_probes(load.start_ms, seconds, number, partitions) for number in range(partitions)]
+    probes, views = deque(merge(*each, key=itemgetter(0))), deque[Due]()
     for number, made in enumerate(load.made()):
         at_s = number / load.renders_a_second
         while views and views[0].at_s <= at_s:
             yield views.popleft()
+        while probes and probes[0].at_s <= at_s:
+            yield probes.popleft()
         for _ in range(made.copies):
             yield Due(at_s, "renders", made.viewer, made.render)
         if made.view is not None:
             views.append(Due(at_s + VIEW_AFTER_MS / 1000, "viewability", made.viewer, made.view))
-    yield from views
+    yield from merge(views, probes, key=itemgetter(0))
 
 
 def _probes(start_ms: int, seconds: int, partition: int, partitions: int) -> Iterator[Due]:
@@ -101,7 +101,7 @@ def _probes(start_ms: int, seconds: int, partition: int, partitions: int) -> Ite
             "slot_id": "slot-0",
             "price": "2.5",
         }
-        yield Due(at_s, "renders", name, json.dumps(render).encode(), partition)
+        yield Due(at_s, "renders", name.encode(), json.dumps(render).encode(), partition)
 
 
 def _send(rate: int, seconds: int, partitions: int) -> Sent:
@@ -109,7 +109,7 @@ def _send(rate: int, seconds: int, partitions: int) -> Sent:
     producer = Producer(
         {
             "bootstrap.servers": os.environ["STREAMS_BROKER"],
-            "linger.ms": 5,
+            "linger.ms": _LINGER_MS,
             "partitioner": "murmur2_random",
             "queue.buffering.max.messages": 1_000_000,
             "delivery.report.only.error": True,
