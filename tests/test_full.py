@@ -76,11 +76,12 @@ def test_a_broker_without_room_or_folder_says_so(tmp_path: Path) -> None:
     assert f"cannot be downloaded into {READ_ONLY}" in none.stderr
 
 
-def test_a_worker_whose_log_finds_no_room_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_worker_whose_log_finds_no_room_goes_on(unbuffered: str) -> None:
     with open(FULL, "w") as full:
         worker = subprocess.Popen(
             [sys.executable, "-m", "streams.cli", "worker", "--broker", "127.0.0.1:1", "--http-port", "0"],
-            stdout=full, stderr=full,
+            stdout=full, stderr=full, env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
         )  # fmt: skip
     try:
         wait_until(lambda: listens(worker.pid), "it serves")
@@ -89,6 +90,28 @@ def test_a_worker_whose_log_finds_no_room_goes_on(tmp_path: Path) -> None:
     finally:
         worker.kill()
         worker.wait()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["schema"], 1),
+        (["report", "--renders", "/nowhere"], 1),
+        (["report"], 2),
+        (["dlq", "ls", "--broker", "127.0.0.1:1"], 1),
+        (["worker", "--broker", "127.0.0.1:1", "--http-host", "192.0.2.1"], 1),
+        (["worker", "--http-port", "-1"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_cannot_be_told_at_all_still_has_its_exit_code(arguments: list[str], code: int, unbuffered: str) -> None:
+    with open(FULL, "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "streams.cli", *arguments], stdout=full, stderr=full, check=False, timeout=60,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    assert done.returncode == code
 
 
 def listens(pid: int) -> bool:

@@ -3,7 +3,8 @@
 import errno
 import os
 import sys
-from typing import Final
+from contextlib import suppress
+from typing import Final, TextIO
 
 import typer
 
@@ -55,7 +56,7 @@ _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ERO
 
 
 def main() -> None:
-    """Run the command line. Output that finds no room is one clear line, and exit code 1."""
+    """Run the command line. Output that finds no room is one clear line and exit code 1; logs without are lost."""
     try:
         try:
             app()
@@ -64,7 +65,18 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (*_NO_ROOM, errno.EPIPE):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it ends
+        _let_go(sys.stdout)
         if error.errno != errno.EPIPE:  # who reads no more wants to hear no more
-            sys.stderr.write(f"streams: the output cannot be written: {error.strerror}\n")
+            with suppress(OSError):
+                sys.stderr.write(f"streams: the output cannot be written: {error.strerror}\n")
         sys.exit(1)
+    finally:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            _let_go(sys.stderr)
+
+
+def _let_go(stream: TextIO) -> None:
+    """Let what could not be written go nowhere. Python tries again when it ends, and its exit code would be 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -5,7 +5,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, tzinfo
 from io import BufferedWriter
 from pathlib import Path
@@ -52,7 +52,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """Say in one place what went wrong, and end with an exit code: 1 failed, 2 usage."""
-    typer.echo(f"streams: {message}", err=True)
+    with suppress(OSError):  # where nothing can be told, the exit code still is
+        typer.echo(f"streams: {message}", err=True)
     raise typer.Exit(code)
 
 

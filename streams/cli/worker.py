@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from importlib.metadata import version
 from itertools import chain, repeat
 from typing import Annotated, Final
@@ -76,14 +77,16 @@ def command(
     except typer.Exit as end:
         _end_now(end.exit_code)
     except Exception:  # our own bug: all that is known of it is shown, and it is not gone on with
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         _end_now(1)
 
 
 def _end_now(code: int) -> None:
     """End without waiting for Faust's threads: after an error they may wait for a broker for ever."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 
