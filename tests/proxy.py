@@ -50,10 +50,15 @@ class Proxy:
             writer.transport.abort()
             return
         self.connections += 1
-        with suppress(OSError):
+        self._writers.add(writer)
+        try:
             back, forth = await asyncio.open_connection("127.0.0.1", self.target, limit=_AT_ONCE)
-            self._writers |= {writer, forth}
-            await asyncio.gather(self._pump(reader, forth), self._pump(back, writer))
+        except OSError:  # the broker is gone: nobody else would close what its client has opened
+            self._writers.discard(writer)
+            writer.transport.abort()
+            return
+        self._writers.add(forth)
+        await asyncio.gather(self._pump(reader, forth), self._pump(back, writer))
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
