@@ -18,7 +18,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from confluent_kafka import KafkaError, Producer
 
-from streams.kafka.broker import VERSION, BrokerError, EmbeddedBroker, cache_directory, kafka_jars
+from streams.kafka.broker import VERSION, BrokerError, EmbeddedBroker, _free_port, cache_directory, kafka_jars
 from streams.kafka.topics import Topic, TopicAdmin
 
 STREAMS = Path(sys.executable).with_name("streams")
@@ -316,3 +316,15 @@ def test_the_cache_lies_where_the_environment_says(tmp_path: Path, monkeypatch: 
     assert cache_directory() == tmp_path / "impression-streams"
     monkeypatch.setenv("STREAMS_CACHE", str(tmp_path / "own"))
     assert cache_directory() == tmp_path / "own"
+
+
+def test_no_port_is_taken_that_its_own_properties_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named, others = _free_port(), [_free_port(), _free_port()]
+    monkeypatch.setattr("random.sample", lambda *_, **__: [named, *others])
+    listeners = f"PLAINTEXT://{{host}}:{{port}},CONTROLLER://{{host}}:{{controller_port}},MORE://{{host}}:{named}"
+    protocols = ",".join(f"{name}:PLAINTEXT" for name in ("PLAINTEXT", "CONTROLLER", "MORE"))
+    own = {"listeners": listeners, "listener.security.protocol.map": protocols}
+    with EmbeddedBroker(0, tmp_path, properties=own) as broker:
+        broker.kill()
+        broker.start()
+        assert broker.port == others[0]

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -272,6 +273,8 @@ class EmbeddedBroker:
         self.directory = directory.absolute()
         self.advertised = advertised
         self._own = "".join(f"{name}={value}\n" for name, value in (properties or {}).items())
+        self._listeners = [*map(int, re.findall(r":(\d+)", self._own))]
+        """Ports that the properties name: nothing uses them before it starts, nor while it is away."""
         self._on_download = on_download
         self._process: subprocess.Popen[bytes] | None = None
         self._keeper = threading.Thread()
@@ -309,7 +312,7 @@ class EmbeddedBroker:
         """Start Kafka and return when it takes requests. Raises BrokerError if it does not, or its port is used."""
         if self.running:
             raise BrokerError(f"the broker runs already, at {self.bootstrap}")
-        self.port = self.port or _free_port()
+        self.port = self.port or _free_port(*self._listeners)
         _refuse_used(self.port)
         jars = kafka_jars(self._on_download)
         try:
@@ -356,7 +359,8 @@ class EmbeddedBroker:
     def _properties(self, name: str, data: Path) -> Path:
         path = self.directory / f"{name}.properties"
         advertised = self.advertised or self.port
-        ports = {"port": self.port, "controller_port": _free_port(self.port), "advertised": advertised}
+        controller_port = _free_port(self.port, *self._listeners)
+        ports = {"port": self.port, "controller_port": controller_port, "advertised": advertised}
         # Of two lines for one name the later holds.
         path.write_text(_PROPERTIES.format(host=HOST, data=data, **ports) + self._own.format(host=HOST, **ports))
         return path

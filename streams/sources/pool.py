@@ -98,8 +98,7 @@ def _by_helpers(judging: Judging, tasks: Iterable[Task], processes: int) -> Iter
     begun: deque[Connection] = deque()
     with _helpers(judging, processes) as helpers:
         for task, helper in zip(tasks, cycle(helpers), strict=False):
-            with _told():
-                helper.send(task)
+            _told(helper.send, task)
             begun.append(helper)
             if len(begun) > _AHEAD * processes:
                 yield _result(begun.popleft())
@@ -108,17 +107,17 @@ def _by_helpers(judging: Judging, tasks: Iterable[Task], processes: int) -> Iter
 
 
 def _result(helper: Connection) -> Judged:
-    with _told():
-        judged: Judged = helper.recv()
+    judged: Judged = _told(helper.recv)
     return judged
 
 
-@contextmanager
-def _told() -> Iterator[None]:
+def _told(say: Callable[..., Any], *what: Any) -> Any:
     try:
-        yield
-    except (EOFError, OSError):
-        raise HelperError("a process that judges rows is gone") from None
+        return say(*what)
+    except (EOFError, OSError) as error:
+        # Its frames hold a buffer: freed with them in one cycle, Python would complain of that on standard error.
+        error.__traceback__ = None
+    raise HelperError("a process that judges rows is gone")
 
 
 @contextmanager
