@@ -56,7 +56,7 @@ _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ERO
 
 
 def main() -> None:
-    """Run the command line. Where output finds no room, one clear line says so, exit code 1; a log is lost then."""
+    """Run the command line. Output that finds no room is one clear line, exit code 1; logs that find none are lost."""
     try:
         try:
             app()

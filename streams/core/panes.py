@@ -63,8 +63,10 @@ class Cell(msgspec.Struct, array_like=True, gc=False):
 
     def plus(self, other: "Cell") -> "Cell":
         """Return this cell and another one together. With nothing it is the one itself, so change neither."""
-        if self is NOTHING or other is NOTHING:
-            return other if self is NOTHING else self
+        if self is NOTHING:
+            return other
+        if other is NOTHING:
+            return self
         return Cell(
             self.served + other.served,
             self.measurable + other.measurable,
@@ -79,8 +81,10 @@ class Cell(msgspec.Struct, array_like=True, gc=False):
 
     def less(self, other: "Cell") -> "Cell":
         """Return what this cell has more than another one."""
-        if other is NOTHING or other is self:
-            return NOTHING if other is self else self
+        if other is self:
+            return NOTHING
+        if other is NOTHING:
+            return self
         return Cell(
             self.served - other.served,
             self.measurable - other.measurable,

@@ -29,10 +29,11 @@ class Rate:
 
     def __call__(self, cell: Cell, min_sample: int = 1) -> float | None:
         """Return it of a cell."""
-        return self.of_all([cell], min_sample)[0]
+        denominator = self._denominator(cell) * self._over
+        return ratio(self._numerator(cell) * self._times, denominator, min_sample * self._over)
 
     def of_all(self, cells: Collection[Cell], min_sample: int = 1) -> list[float | None]:
-        """Return it of each of many cells, correctly rounded."""
+        """Return it of each of many cells: `ratio`, written out, as a call for each would take twice as long."""
         times, over, least = self._times, self._over, max(1, min_sample)
         return [
             numerator * times / (denominator * over) if denominator >= least else None

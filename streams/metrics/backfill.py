@@ -16,7 +16,7 @@ from streams.core.campaigns import Campaigns
 from streams.core.panes import PANE_MS, Cell, Series, Touched
 from streams.core.rollup import Head, Partial, Rollup
 from streams.metrics.collector import Collector
-from streams.metrics.exposition import Labels, Table
+from streams.metrics.exposition import Labels, Table, label_text
 from streams.metrics.reading import Reading, at_once
 
 Panes = Iterable[tuple[int, list[tuple[Series, Cell]]]]
@@ -65,7 +65,7 @@ class Backfill:
     """Writes pages as one OpenMetrics file, in which all samples of a family lie together."""
 
     def __init__(self, run: str) -> None:
-        self._run = b"," + at_once(Labels().texts(("run",), [(run,)]))[0][1:]
+        self._run = b"," + label_text(("run",), (run,))[1:]
         self._families: dict[str, tuple[bytes, IO[bytes]]] = {}
         self._stack = ExitStack()
         self.samples = 0

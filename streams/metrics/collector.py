@@ -3,7 +3,7 @@
 Series end when their campaign ends, a ratio without denominator has no series, and known label sets start at 0.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import compress
 from operator import attrgetter
 from typing import Final
@@ -25,9 +25,11 @@ from streams.wire.events import REASONS
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no types there
 
-_Number = int | float
+_Figures = Sequence[tuple[str, str, Callable[[Cell], int | float]]]
+_Rates = Sequence[tuple[str, str, rates.Rate]]
+"""Name, documentation, and what it is of a cell."""
 
-_TOTALS: Final[list[tuple[str, str, Callable[[Cell], _Number]]]] = [
+_TOTALS: Final[_Figures] = [
     ("ads_served_impressions", "Impressions that count", attrgetter("served")),
     ("ads_measurable_impressions", "Served impressions whose viewability was measured", attrgetter("measurable")),
     ("ads_viewable_impressions", "Measurable impressions that met the standard", attrgetter("viewable")),
@@ -37,29 +39,31 @@ _TOTALS: Final[list[tuple[str, str, Callable[[Cell], _Number]]]] = [
     ("ads_declared_refresh_impressions", "Served impressions declared to be refreshes", attrgetter("declared")),
     ("ads_over_cap_impressions", "Served impressions beyond the frequency cap", attrgetter("over_cap")),
 ]
-_WINDOWS: Final[list[tuple[str, str, Callable[[Cell], _Number]]]] = [
+_WINDOWS: Final[_Figures] = [
     ("ads_window_served", "Impressions that count in the window", attrgetter("served")),
     ("ads_window_measurable", "Measurable impressions in the window", attrgetter("measurable")),
     ("ads_window_viewable", "Viewable impressions in the window", attrgetter("viewable")),
     ("ads_window_clicks", "Clicks of the window's impressions", attrgetter("clicks")),
     ("ads_window_spend", "What the window's impressions cost, in currency units", lambda cell: cell.spend / NANO),
 ]
-_MONEY_RATES: Final = [
+_MONEY_RATES: Final[_Rates] = [
     ("ads_cpm", "Spend x 1000 / served, in currency units", rates.cpm),
     ("ads_vcpm", "Spend x 1000 / viewable, in currency units", rates.vcpm),
     ("ads_cpc", "Spend / clicks, in currency units", rates.cpc),
 ]
-_COUNT_RATES: Final = [
+_COUNT_RATES: Final[_Rates] = [
     ("ads_viewable_rate", "Viewable / measurable, the MRC's viewable rate", rates.viewable_rate),
     ("ads_viewable_of_served", "Viewable / served", rates.viewable_of_served),
     ("ads_measured_rate", "Measurable / served", rates.measured_rate),
     ("ads_ctr", "Clicks / served", rates.ctr),
 ]
-_SEGMENTS: Final[list[tuple[str, str, Callable[[Cell, int], _Number | None]]]] = [
-    ("ads_segment_served", "Impressions of the segment that count", lambda cell, _: cell.served),
-    ("ads_segment_measurable", "Measurable impressions of the segment", lambda cell, _: cell.measurable),
-    ("ads_segment_viewable", "Viewable impressions of the segment", lambda cell, _: cell.viewable),
-    ("ads_segment_clicks", "Clicks of the segment's impressions", lambda cell, _: cell.clicks),
+_SEGMENTS: Final[_Figures] = [
+    ("ads_segment_served", "Impressions of the segment that count", attrgetter("served")),
+    ("ads_segment_measurable", "Measurable impressions of the segment", attrgetter("measurable")),
+    ("ads_segment_viewable", "Viewable impressions of the segment", attrgetter("viewable")),
+    ("ads_segment_clicks", "Clicks of the segment's impressions", attrgetter("clicks")),
+]
+_SEGMENT_RATES: Final[_Rates] = [
     ("ads_segment_viewable_rate", "Viewable / measurable of the segment", rates.viewable_rate),
 ]
 
@@ -110,9 +114,7 @@ class Collector:
         labels = yield from self._labels.texts(("campaign", "currency"), rows)
         totals = [line.total for line in billed]
         yield None
-        for name, text, figure in _TOTALS:
-            yield Table(name, text, "counter", labels, [*map(figure, totals)])
-            yield None
+        yield from _figures(_TOTALS, "counter", labels, totals)
 
     def _window_gauges(self, lines: list[Line]) -> Families:
         lines = [line for line in lines if line.windows]
@@ -120,23 +122,22 @@ class Collector:
         labels = yield from self._labels.texts(("campaign", "currency", "window"), rows, self._windows)
         cells = [cell for line in lines for cell in line.windows or ()]
         yield None
-        for name, text, figure in _WINDOWS:
-            yield Table(name, text, "gauge", labels, [*map(figure, cells)])
-            yield None
+        yield from _figures(_WINDOWS, "gauge", labels, cells)
         is_priced = [line.series.currency != NO_CURRENCY for line in lines]
         if not all(is_priced):
             each = [one for one in is_priced for _ in self._windows]
             labels, cells = [*compress(labels, each)], [*compress(cells, each)]
-        for name, text, rate in _MONEY_RATES:
-            yield Table(name, text, "gauge", labels, rate.of_all(cells, self._min_sample))
-            yield None
+        yield from self._rates(_MONEY_RATES, labels, cells)
 
     def _ratios(self, campaigns: Mapping[str, list[Cell]]) -> Families:
         rows = ((campaign,) for campaign in campaigns)
         labels = yield from self._labels.texts(("campaign", "window"), rows, self._windows)
         cells = [cell for sums in campaigns.values() for cell in sums]
         yield None
-        for name, text, rate in _COUNT_RATES:
+        yield from self._rates(_COUNT_RATES, labels, cells)
+
+    def _rates(self, families: _Rates, labels: Sequence[bytes], cells: Sequence[Cell]) -> Families:
+        for name, text, rate in families:
             yield Table(name, text, "gauge", labels, rate.of_all(cells, self._min_sample))
             yield None
 
@@ -167,9 +168,9 @@ class Collector:
     def _segments(self, segments: list[Line]) -> Families:
         sums = summed(segments, lambda one: (one.campaign_id, one.dimension, one.value))
         labels = yield from self._labels.texts(("campaign", "dimension", "value", "window"), sums, self._windows)
-        for name, text, figure in _SEGMENTS:
-            values = [figure(cell, self._min_sample) for cells in sums.values() for cell in cells]
-            yield Table(name, text, "gauge", labels, values)
+        cells = [cell for windows in sums.values() for cell in windows]
+        yield from _figures(_SEGMENTS, "gauge", labels, cells)
+        yield from self._rates(_SEGMENT_RATES, labels, cells)
 
     def _worker(self, reading: Reading) -> Iterator[Metric]:
         if reading.recovery_seconds is not None:
@@ -204,6 +205,12 @@ class Collector:
         build = GaugeMetricFamily("streams_build_info", "1, with the version as label", labels=["version"])
         build.add_metric([self._version], 1)
         yield build
+
+
+def _figures(families: _Figures, kind: str, labels: Sequence[bytes], cells: Sequence[Cell]) -> Families:
+    for name, text, figure in families:
+        yield Table(name, text, kind, labels, [*map(figure, cells)])
+        yield None
 
 
 def _targets(agreed: Campaigns, campaigns: Iterable[str]) -> Metric:

@@ -52,7 +52,7 @@ class Labels:
     def texts(
         self, names: tuple[str, ...], rows: Iterable[tuple[str, ...]], each: Sequence[str] | None = None
     ) -> Generator[None, None, list[bytes]]:
-        """Return each row of label values, all different, as a sample has them: with % twice, for what formats it.
+        """Return the label text of each row of values, all different, with % twice: a table formats it.
 
         The last label may have `each` of these values in every row, the same ones for every page: to look for all of
         them at once takes a third of the time. Yields where others may have their turn: a first page takes long.
@@ -66,12 +66,14 @@ class Labels:
 
 
 def _texts(names: tuple[str, ...], row: tuple[str, ...], each: Sequence[str] | None) -> list[bytes]:
-    return [_text(names, row)] if each is None else [_text(names, (*row, last)) for last in each]
+    rows = [row] if each is None else [(*row, last) for last in each]
+    return [label_text(names, values).replace(b"%", b"%%") for values in rows]
 
 
-def _text(names: tuple[str, ...], values: tuple[str, ...]) -> bytes:
+def label_text(names: tuple[str, ...], values: tuple[str, ...]) -> bytes:
+    """Return labels as they stand between a sample's name and its value."""
     pairs = ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(names, values, strict=True))
-    return f"{{{pairs}}} ".replace("%", "%%").encode()
+    return f"{{{pairs}}} ".encode()
 
 
 def _escaped(value: str) -> str:

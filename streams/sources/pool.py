@@ -98,22 +98,18 @@ def _by_helpers(judging: Judging, tasks: Iterable[Task], processes: int) -> Iter
     begun: deque[Connection] = deque()
     with _helpers(judging, processes) as helpers:
         for task, helper in zip(tasks, cycle(helpers), strict=False):
-            _told(helper.send, task)
+            _unless_gone(helper.send, task)
             begun.append(helper)
             if len(begun) > _AHEAD * processes:
-                yield _result(begun.popleft())
+                yield _unless_gone(begun.popleft().recv)
         while begun:
-            yield _result(begun.popleft())
+            yield _unless_gone(begun.popleft().recv)
 
 
-def _result(helper: Connection) -> Judged:
-    judged: Judged = _told(helper.recv)
-    return judged
-
-
-def _told(say: Callable[..., Any], *what: Any) -> Any:
+def _unless_gone(talk: Callable[..., Any], *what: Any) -> Any:
+    """Send or receive. Raises HelperError."""
     try:
-        return say(*what)
+        return talk(*what)
     except (EOFError, OSError) as error:
         # Its frames hold a buffer: freed with them in one cycle, Python would complain of that on standard error.
         error.__traceback__ = None
