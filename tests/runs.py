@@ -146,8 +146,17 @@ def noted(anchors: Any) -> list[tuple[int, int]]:
     return [one for part in anchors._parts for one in zip(part.keys, part.ts, strict=True)]
 
 
+def accounts_of(accounts: Any) -> Any:
+    """What is known of each series. How accounts are found and added up follows from it, and has laws of its own."""
+    names = ("lifetime", "minutes", "rolling", "total")
+    return {
+        repr(series): [plain(getattr(account, name)) for name in names]
+        for series, account in accounts.by_series.items()
+    }
+
+
 _SPECIAL = {
-    "Anchors": anchored,
+    "Accounts": accounts_of, "Anchors": anchored,
     "Campaigns": lambda campaigns: plain(campaigns.by_id), "Impressions": remembered, "DueDates": due,
     "IPv4Network": str, "IPv6Network": str,
 }  # fmt: skip

@@ -339,9 +339,8 @@ def test_a_quiet_stream_moves_its_windows_on_at_the_scrape_and_changes_no_state(
     assert bench.value("ads_window_served", quiet_ms=60_000, **labels) == 0
     assert bench.value("ads_window_served", quiet_ms=3_600_000, **labels) is None, "no gauge freezes"
     assert bench.value("ads_window_served", **labels) == 1
-    assert bench.rollup.accounts[next(iter(bench.rollup.accounts))].rolling.sums[0] == Cell(
-        served=1, gross=1, spend=6_000_000, revision=1
-    )
+    (account,) = bench.rollup.accounts.by_series.values()
+    assert bench.rollup.rolling(account).sums[0] == Cell(served=1, gross=1, spend=6_000_000, revision=1)
 
 
 def test_consumed_is_the_sum_over_outcomes_and_what_is_pending() -> None:

@@ -8,9 +8,12 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streams.core.accounts import Accounts, Lifetime
+from streams.core.campaigns import Campaigns
 from streams.core.delta import NEVER
 from streams.core.panes import Cell, Rolling, Series, Touched
-from streams.core.rollup import Farewell, Head, Lifetime, Partial, Rollup, RowKey, Window
+from streams.core.rollup import Farewell, Head, Partial, Rollup, RowKey, Window
+from streams.metrics.reading import Reading, at_once, in_steps
 from streams.wire.campaigns import parse_campaigns
 from streams.wire.records import (
     decode_partial,
@@ -53,11 +56,18 @@ def rollup(*partials: Partial, windows: tuple[int, ...] = (MIN,)) -> Rollup:
 
 
 def total_served(total: Rollup, series: Series = BILLED) -> int:
-    return total.accounts[series].total.served
+    return total.accounts.by_series[series].total.served
+
+
+def looked_at(total: Rollup) -> Rollup:
+    """A rollup whose rolling windows are all moved on to now: when that is done is no state."""
+    for account in total.accounts.by_series.values():
+        total.rolling(account)
+    return total
 
 
 def in_windows(total: Rollup, series: Series = BILLED) -> list[int]:
-    return [window.served for window in total.accounts[series].rolling.sums]
+    return [window.served for window in total.rolling(total.accounts.by_series[series]).sums]
 
 
 class Stage:
@@ -158,11 +168,11 @@ seeds = st.integers(0, 2**32)
 def test_totals_are_the_sums_of_all_cells_whatever_was_sent_twice_or_lost_on_the_way(seed):
     stage, runs = run_all(seed)
     truth = truth_of(runs)
-    totals = {series: account.total for series, account in stage.rollup.accounts.items()}
+    totals = {series: account.total for series, account in stage.rollup.accounts.by_series.items()}
     assert totals == {
         series: sum_of(cell for (of, _), cell in truth.items() if of == series) for series in {of for of, _ in truth}
     }
-    for account in stage.rollup.accounts.values():
+    for account in stage.rollup.accounts.by_series.values():
         assert account.total == sum_of([account.lifetime.cell, *map(account.sum_of, account.minutes)])
 
 
@@ -190,7 +200,7 @@ def test_every_window_that_is_due_was_published_last_as_it_is(seed):
 def test_a_rollup_loaded_from_its_table_is_the_live_one(seed):
     stage, _ = run_all(seed)
     published_only = ("_unpublished", "_final_published", "_changed")
-    assert_same_state(stage.rollup, stage._loaded(), ignoring=published_only)
+    assert_same_state(looked_at(stage.rollup), looked_at(stage._loaded()), ignoring=published_only)
 
 
 @THOROUGH
@@ -200,7 +210,7 @@ def test_sending_any_partial_again_changes_nothing(seed):
     other, _ = run_all(seed)
     for sent in Random(seed).sample(stage.sent, len(stage.sent)) * 2:
         stage.take(sent)
-    assert_same_state(stage.rollup, other.rollup, ignoring=("_unpublished", "_changed"))
+    assert_same_state(looked_at(stage.rollup), looked_at(other.rollup), ignoring=("_unpublished", "_changed"))
 
 
 PANE_STARTS = st.integers(0, 40).map(lambda pane: pane * 10_000)
@@ -230,10 +240,68 @@ def test_rolling_windows_are_the_sums_of_their_panes(steps):
 def test_rolling_windows_of_the_rollup_hold_what_the_oracle_says_of_their_panes(seed):
     stage, runs = run_all(seed)
     truth, now = truth_of(runs), stage.rollup.now
-    for series, account in stage.rollup.accounts.items():
-        for length, window in zip((SHORT, LONG), account.rolling.sums, strict=True):
+    for series, account in stage.rollup.accounts.by_series.items():
+        for length, window in zip((SHORT, LONG), stage.rollup.rolling(account).sums, strict=True):
             held = [cell for (of, pane), cell in truth.items() if of == series and now - length < pane <= now]
             assert window == sum_of(held)
+
+
+@THOROUGH
+@given(seeds)
+def test_what_is_kept_of_all_accounts_is_what_a_look_at_each_of_them_says(seed):
+    stage, _ = run_all(seed)
+    for total in (stage.rollup, stage._loaded()):
+        accounts = total.accounts
+        ids = {series.campaign_id for series in accounts.by_series}
+        assert accounts.campaigns() == len(ids)
+        assert {name: {id(one) for one in accounts.of(name)} for name in ids} == {
+            name: {id(one) for series, one in accounts.by_series.items() if series.campaign_id == name} for name in ids
+        }
+        bounds = sorted({account.lifetime.bound for account in accounts.by_series.values()})
+        for bound in bounds:
+            folded = {series for series, one in accounts.by_series.items() if 0 < one.lifetime.bound <= bound}
+            assert {account.series for account in accounts.folded_before(bound)} == folded
+        for time in (total.now, total.now + SHORT, total.now + LONG):
+            assert accounts.together(time) == together(total, time)
+        ranked = sorted(((max(one.total.served for one in accounts.of(name)), name) for name in ids), reverse=True)
+        for most in range(1, len(ids) + 2):
+            assert accounts.loudest(most) == ranked[:most]
+
+
+def together(total: Rollup, time: int) -> dict[str, list[Cell]]:
+    """What the billed series of each currency have in each window, one after the other."""
+    billed = [one for series, one in total.accounts.by_series.items() if total.campaigns.is_billed(series)]
+    nothing = [Cell(), Cell()]
+    return {
+        currency: [
+            sum_of(
+                (total.rolling(one).at(time) or nothing)[number] for one in billed if one.series.currency == currency
+            )
+            for number in range(len(nothing))
+        ]
+        for currency in {one.series.currency for one in billed}
+    }
+
+
+SERVES = st.tuples(st.just("serves"), st.integers(0, 25), st.integers(1, 4))
+ENDS = st.tuples(st.just("ends"), st.integers(0, 25), st.just(0))
+LOOK = st.tuples(st.just("look"), st.just(0), st.integers(1, 3))
+
+
+@THOROUGH
+@given(st.lists(st.one_of(SERVES, SERVES, ENDS, LOOK), max_size=120))
+def test_those_that_serve_most_are_found_whoever_comes_grows_and_goes(steps):
+    accounts, totals = Accounts((MIN,), Campaigns()), dict[str, int]()
+    for step, number, count in [*steps, ("look", 0, 2)]:
+        name = f"c{number}"
+        if step == "serves":
+            accounts.put(accounts.opened(Series(name, "USD", "adserver")), 0, served(count), 0)
+            totals[name] = totals.get(name, 0) + count
+        elif step == "ends" and totals.pop(name, None):
+            accounts.close(Series(name, "USD", "adserver"))
+        elif step == "look":
+            ranked = sorted(((total, name) for name, total in totals.items()), reverse=True)
+            assert accounts.loudest(count) == ranked[:count]
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------
@@ -357,11 +425,11 @@ def test_a_window_of_impressions_without_a_price_has_no_cpm():
 def test_final_minutes_are_folded_once_they_have_left_the_longest_window():
     total = rollup(partial(head(0, time=3 * MIN, final=MIN), {0: served(2), MIN: served(3)}), windows=(2 * MIN,))
     total.fold_final()
-    assert total.accounts[BILLED].lifetime == Lifetime(0, Cell()), "not before its windows were returned"
+    assert total.accounts.by_series[BILLED].lifetime == Lifetime(0, Cell()), "not before its windows were returned"
     total.windows()
     total.fold_final()
-    assert total.accounts[BILLED].lifetime == Lifetime(MIN, served(2))
-    assert list(total.accounts[BILLED].minutes) == [MIN]
+    assert total.accounts.by_series[BILLED].lifetime == Lifetime(MIN, served(2))
+    assert list(total.accounts.by_series[BILLED].minutes) == [MIN]
     assert total_served(total) == 5
 
 
@@ -441,7 +509,7 @@ def test_what_has_ended_leaves_memory_and_table_and_begins_anew_when_it_comes_ba
     assert RowKey(BILLED, None) in table
     total.forget(total.ended())
     assert dict(total.changed()) == {RowKey(BILLED, None): None}
-    assert total.accounts == {}
+    assert total.accounts.by_series == {}
     total.apply(partial(head(2, time=MIN + DAY, final=MIN), {DAY: served(1)}))
     assert total_served(total) == 1
 
@@ -472,3 +540,33 @@ def test_windows_are_those_of_the_source_that_bills_the_campaign():
     total.apply(partial(head(1, time=2 * MIN), {0: served(3)}, series=Series("c", "USD", "dsp")))
     total.apply(partial(head(2, time=2 * MIN), {0: served(7)}, series=Series("d", "USD", "adserver")))
     assert [(window.campaign_id, window.served) for window in total.windows()] == [("c", 3), ("d", 7)]
+
+
+def test_when_another_source_bills_a_campaign_all_that_are_billed_are_added_up_anew():
+    total = Rollup((MIN,), parse_campaigns("", "adserver"))
+    total.apply(partial(head(time=MIN), {0: served(1), MIN: served(2)}))
+    total.apply(partial(head(1, time=MIN), {MIN: served(4)}, series=Series("c", "USD", "dsp")))
+    assert total.accounts.together(MIN) == {"USD": [served(2)]}
+    total.change_campaigns(parse_campaigns("[campaigns.c]\nbilling_source = 'dsp'", "adserver"))
+    assert total.accounts.together(MIN) == {"USD": [served(4)]}
+
+
+# --- very many --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_alone_costs_nothing_when_time_goes_on_or_somebody_looks(monkeypatch):
+    total, moved, really = Rollup((MIN,)), set(), Rolling.advance
+    for number in range(100):
+        total.apply(partial(head(number, time=0), {0: served(1)}, series=Series(f"c{number:03}", "USD", "adserver")))
+
+    def advance(rolling: Rolling, stream_time_ms: int) -> None:
+        moved.add(id(rolling))
+        really(rolling, stream_time_ms)
+
+    monkeypatch.setattr(Rolling, "advance", advance)
+    total.apply(partial(head(200, time=20_000), {10_000: served(3)}, series=Series("c007", "USD", "adserver")))
+    assert len(moved) == 1, "time went on for the one that has an event"
+    shown = at_once(in_steps(Reading({}, {0: total}, {}, 0, None, up_to_date=True), 2))
+    assert [line.series.campaign_id for line in shown.billed] == ["c007", "c099"]
+    assert (shown.overflow, [cell.served for line in shown.others for cell in line.windows or ()]) == (98, [98])
+    assert len(moved) == 2, "and for those that are shown by name"

@@ -353,7 +353,7 @@ def totals_of(worker: Worker) -> dict[Series, Cell]:
     return {
         series: account.total
         for rollup in worker.rollup.owned.values()
-        for series, account in rollup.accounts.items()
+        for series, account in rollup.accounts.by_series.items()
         if account.total != Cell()
     }
 

@@ -3,7 +3,7 @@
 Law: a pane is [start, start + 10 s), aligned to the epoch, named by its start in ms; a window is a row of panes.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from copy import copy
 from functools import lru_cache
 from typing import Final
@@ -100,6 +100,17 @@ class Cell(msgspec.Struct, array_like=True, gc=False):
 
 NOTHING: Final = Cell()
 """What an empty sum is; never changed."""
+
+
+def sum_between(cells: Mapping[int, Cell], start: int, stop: int) -> Cell:
+    """Return the sum of the cells of the panes in [start, stop); of a single one that is the one itself."""
+    held = [cells[pane] for pane in held_between(cells, start, stop)]
+    if len(held) <= 1:
+        return held[0] if held else NOTHING
+    total = Cell()
+    for cell in held:
+        total.add(cell)
+    return total
 
 
 class Series(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
@@ -243,8 +254,8 @@ class Rolling:
     def _jump(self, entered: int, left: int) -> None:
         """Move the windows on by the panes in [entered, left)."""
         for number, length in enumerate(self.lengths):
-            kept = self.sums[number].less(self._sum(entered - length, min(entered, left - length)))
-            self.sums[number] = kept.plus(self._sum(max(entered, left - length), left))
+            kept = self.sums[number].less(sum_between(self.panes, entered - length, min(entered, left - length)))
+            self.sums[number] = kept.plus(sum_between(self.panes, max(entered, left - length), left))
         for pane in held_between(self.panes, entered - self.longest, left - self.longest):
             del self.panes[pane]
 
@@ -258,7 +269,7 @@ class Rolling:
             return self.sums if self.panes else None
         if not any(pane > now - self.longest for pane in self.panes):
             return None
-        return [self._sum(now + PANE_MS - length, now + PANE_MS) for length in self.lengths]
+        return [sum_between(self.panes, now + PANE_MS - length, now + PANE_MS) for length in self.lengths]
 
     def slices(self, stream_time_ms: int, length_ms: int, number: int) -> list[Cell]:
         """Return the sums of so many slices of a length, aligned to the epoch, oldest first.
@@ -271,12 +282,3 @@ class Rolling:
         for pane in held_between(self.panes, start, now + PANE_MS):
             sums[(pane - start) // length_ms].add(self.panes[pane])
         return sums
-
-    def _sum(self, start: int, stop: int) -> Cell:
-        cells = [self.panes[pane] for pane in held_between(self.panes, start, stop)]
-        if len(cells) <= 1:
-            return cells[0] if cells else NOTHING
-        total = Cell()
-        for cell in cells:
-            total.add(cell)
-        return total

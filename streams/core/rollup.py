@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from streams.core import rates
+from streams.core.accounts import Account, Accounts, Lifetime, Share
 from streams.core.campaigns import Campaigns
 from streams.core.delta import NEVER
 from streams.core.events import NO_CURRENCY
@@ -52,13 +53,6 @@ class Partial(msgspec.Struct, frozen=True, array_like=True):
     cells: list[Touched]
 
 
-class Share(msgspec.Struct, array_like=True):
-    """What one source partition last said of one series and minute."""
-
-    version: tuple[int, int]
-    panes: dict[int, Cell]
-
-
 class RowKey(NamedTuple):
     """A row of the table: a minute of a series, or its lifetime (`minute` None).
 
@@ -68,16 +62,6 @@ class RowKey(NamedTuple):
     series: Series | None
     minute: int | None
     partition: int | None = None
-
-
-class Lifetime(msgspec.Struct, frozen=True, array_like=True):
-    """The sum of all minutes before `bound`."""
-
-    bound: int
-    cell: Cell
-
-
-_UNBORN: Final = Lifetime(0, NOTHING)
 
 
 class Clock(msgspec.Struct, frozen=True, array_like=True):
@@ -164,34 +148,6 @@ class Farewell(msgspec.Struct, frozen=True):
     final: bool = True
 
 
-class Account:
-    """All that is known of one series: its minutes by source partition, its totals and its rolling windows."""
-
-    __slots__ = ("lifetime", "minutes", "rolling", "series", "total")
-
-    def __init__(self, series: Series, windows_ms: tuple[int, ...]) -> None:
-        self.series = series
-        self.minutes: dict[int, dict[int, Share]] = {}
-        self.lifetime = _UNBORN
-        self.total = NOTHING
-        """Lifetime and minutes together, kept by difference."""
-        self.rolling = Rolling(windows_ms)
-
-    def put(self, pane: int, old: Cell | None, new: Cell) -> None:
-        """Bring totals and windows from a cell's old figures to its new ones."""
-        difference = new if old is None else new.less(old)
-        self.total = self.total.plus(difference)
-        self.rolling.add(pane, difference)
-
-    def sum_of(self, minute: int) -> Cell:
-        """Return a minute's figures over all source partitions."""
-        total = Cell()
-        for share in self.minutes[minute].values():
-            for cell in share.panes.values():
-                total.add(cell)
-        return total
-
-
 def figures_of(series: Series, cell: Cell) -> dict[str, Any]:
     """Return what a record on `campaign-windows` says of a cell, by the names of its fields."""
     priced = series.currency != NO_CURRENCY
@@ -225,7 +181,7 @@ class Rollup:
         self.ttl_ms = ttl_ms
         self.campaigns = campaigns or Campaigns()
         self.heads: dict[int, Head] = {}
-        self.accounts: dict[Series, Account] = {}
+        self.accounts = Accounts(windows_ms, self.campaigns)
         self._by_minute: dict[int, set[Series]] = {}
         self._changed: set[RowKey] = set()
         self._unpublished: dict[int, set[Series]] = {}
@@ -233,6 +189,11 @@ class Rollup:
         self._final_published = 0
         self.now = NEVER
         """The pane that rolling windows end with, by its start in ms; NEVER before the first event."""
+
+    def change_campaigns(self, campaigns: Campaigns) -> None:
+        """Let another file of campaigns hold from now on."""
+        self.campaigns = campaigns
+        self.accounts.change_campaigns(campaigns)
 
     # --- taking partials -----------------------------------------------------------------------------------------
 
@@ -250,7 +211,7 @@ class Rollup:
         self._advance()
 
     def _take(self, partition: int, version: tuple[int, int], touched: Touched) -> None:
-        account = self._account(touched.series)
+        account = self.accounts.opened(touched.series)
         if touched.pane < account.lifetime.bound:
             return
         minute = minute_of(touched.pane)
@@ -261,18 +222,11 @@ class Rollup:
         elif version < share.version:
             return
         share.version = version
-        account.put(touched.pane, share.panes.get(touched.pane), touched.cell)
+        before = share.panes.get(touched.pane, NOTHING)
+        self.accounts.put(account, touched.pane, touched.cell.less(before), self.now)
         share.panes[touched.pane] = touched.cell
         self._changed.add(RowKey(account.series, minute))
         self._unpublished.setdefault(minute, set()).add(account.series)
-
-    def _account(self, series: Series) -> Account:
-        account = self.accounts.get(series)
-        if account is None:
-            own = series.shared()
-            account = self.accounts[own] = Account(own, self.windows_ms)
-            account.rolling.advance(self.now)
-        return account
 
     def _minute(self, account: Account, minute: int) -> dict[int, Share]:
         shares = account.minutes.get(minute)
@@ -288,8 +242,11 @@ class Rollup:
         if now > self.now:
             self.now = now
             self._changed.add(_CLOCK)
-            for account in self.accounts.values():
-                account.rolling.advance(now)
+
+    def rolling(self, account: Account) -> Rolling:
+        """Return an account's rolling windows, moved on to `now`: only when somebody looks, as nobody looks at most."""
+        account.rolling.advance(self.now)
+        return account.rolling
 
     # --- time ----------------------------------------------------------------------------------------------------
 
@@ -319,7 +276,7 @@ class Rollup:
         self._final_published = max(self._final_published, final)
         places = [(minute, series) for minute in sorted(ready) for series in sorted(ready[minute])]
         return (
-            self._window(self.accounts[series], minute, final)
+            self._window(self.accounts.by_series[series], minute, final)
             for minute, series in places
             if self.campaigns.is_billed(series)
         )
@@ -331,24 +288,21 @@ class Rollup:
 
     def ended(self) -> list[Series]:
         """Return the series without an event for as long as a campaign is remembered, all of them folded."""
-        return [
-            account.series
-            for account in self.accounts.values()
-            if not account.minutes and account.lifetime.bound <= self.now - self.ttl_ms
-        ]
+        folded = self.accounts.folded_before(self.now - self.ttl_ms)
+        return [account.series for account in folded if not account.minutes]
 
     def farewell(self, series: Series) -> Farewell | None:
         """Return the last word on a series; None where no one is billed by it."""
         if not self.campaigns.is_billed(series):
             return None
-        lifetime = self.accounts[series].lifetime
+        lifetime = self.accounts.by_series[series].lifetime
         return Farewell(until=lifetime.bound, **figures_of(series, lifetime.cell))
 
     def forget(self, ended: Iterable[Series]) -> None:
         """Forget series that have ended, when their last word is confirmed; those that live again are kept."""
         for series in ended:
-            if not self.accounts[series].minutes:
-                del self.accounts[series]
+            if not self.accounts.by_series[series].minutes:
+                self.accounts.close(series)
                 self._changed.add(RowKey(series, None))
 
     # --- rows of the table -----------------------------------------------------------------------------------------
@@ -362,12 +316,14 @@ class Rollup:
         for minute in sorted(minute for minute in self._by_minute if minute + TUMBLING_MS <= bound):
             self._unpublished.pop(minute, None)
             for series in self._by_minute.pop(minute):
-                account = self.accounts[series]
+                account = self.accounts.by_series[series]
                 total = account.sum_of(minute)
                 total.add(account.lifetime.cell)
-                account.lifetime = Lifetime(minute + TUMBLING_MS, total)
+                self.accounts.fold(account, Lifetime(minute + TUMBLING_MS, total))
                 del account.minutes[minute]
+                self.rolling(account)
                 self._changed |= {RowKey(series, None), RowKey(series, minute)}
+        self.accounts.forget_together(bound)
 
     def changed(self) -> Iterator[tuple[RowKey, Row | None]]:
         """Yield, once, the rows that changed, None for a row to delete; lifetimes before the deletions, heads last."""
@@ -384,7 +340,7 @@ class Rollup:
         if key.partition is not None:
             return self.heads[key.partition]
         assert key.series is not None
-        account = self.accounts.get(key.series)
+        account = self.accounts.by_series.get(key.series)
         if account is None:
             return None
         return account.lifetime if key.minute is None else account.minutes.get(key.minute)
@@ -401,20 +357,18 @@ class Rollup:
         for key, row in newest:
             if isinstance(row, Lifetime):
                 assert key.series is not None
-                account = self._account(key.series)
-                account.lifetime = row
-                account.total = account.total.plus(row.cell)
+                self.accounts.load(self.accounts.opened(key.series), row)
         for key, row in newest:
             if isinstance(row, dict):
                 self._load_minute(key, row)
 
     def _load_minute(self, key: RowKey, shares: dict[int, Share]) -> None:
         assert key.series is not None and key.minute is not None
-        account = self._account(key.series)
+        account = self.accounts.opened(key.series)
         if key.minute < account.lifetime.bound:
             return
         self._minute(account, key.minute).update(shares)
         self._unpublished.setdefault(key.minute, set()).add(account.series)
         for share in shares.values():
             for pane, cell in share.panes.items():
-                account.put(pane, None, cell)
+                self.accounts.put(account, pane, cell, self.now)

@@ -100,7 +100,7 @@ class RollupStage:
         """Let another file of campaigns hold from now on."""
         self.campaigns = campaigns
         for rollup in self.owned.values():
-            rollup.campaigns = campaigns
+            rollup.change_campaigns(campaigns)
 
     def release(self) -> None:
         """Forget all partitions: their state lives on in the table and the partials."""

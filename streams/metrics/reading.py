@@ -1,17 +1,19 @@
 """What the state of a worker says at this moment, in the shape in which it is shown.
 
-Law: a reading changes nothing. Counts of a campaign may be added over its currencies; money never is.
+Law: a reading changes no figure. Counts of a campaign may be added over its currencies; money never is.
 """
 
 from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Mapping
-from heapq import nlargest
+from heapq import merge, nlargest
+from itertools import islice
 from typing import Final, NamedTuple, TypeVar
 
+from streams.core.accounts import Account
 from streams.core.campaigns import Campaigns
 from streams.core.delta import NEVER
-from streams.core.panes import Cell, Series
+from streams.core.panes import NOTHING, Cell, Series
 from streams.core.partition import Partition
-from streams.core.rollup import Account, Rollup
+from streams.core.rollup import Rollup
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -93,55 +95,70 @@ def shown(reading: Reading, max_campaigns: int) -> Shown:
 
 
 def in_steps(reading: Reading, max_campaigns: int) -> Generator[None, None, Shown]:
-    """Return what `shown` does, and let others have their turn where it yields: a series is read at once."""
-    accounts = [(rollup, account) for rollup in reading.rollups.values() for account in rollup.accounts.values()]
-    pieces = [accounts[start : start + _AT_ONCE] for start in range(0, len(accounts), _AT_ONCE)]
-    served: dict[str, int] = {}
-    for piece in pieces:
-        for _, account in piece:
-            name = account.series.campaign_id
-            served[name] = max(served.get(name, 0), account.total.served)
-        yield None
-    names = _names(served, max_campaigns)
-    result = Shown([], [], [], [], len(served) - len(names))
-    others: dict[str, list[Cell]] = {}
+    """Return what `shown` does, and let others have their turn where it yields: a series is read at once.
+
+    Those that are not shown by name are not looked at.
+    """
+    rollups = [*reading.rollups.values()]
+    overflow = max(0, sum(rollup.accounts.campaigns() for rollup in rollups) - max_campaigns)
+    if overflow:
+        names = yield from _names(rollups, max_campaigns)
+        accounts = [(rollup, account) for rollup in rollups for name in names for account in rollup.accounts.of(name)]
+    else:
+        accounts = [(rollup, account) for rollup in rollups for account in rollup.accounts.by_series.values()]
+    result = Shown([], [], [], _others(reading, accounts) if overflow else [], overflow)
     yield None
-    for piece in pieces:
-        for rollup, account in piece:
-            _show(result, others, reading, rollup, account, account.series.campaign_id in names)
+    for start in range(0, len(accounts), _AT_ONCE):
+        for rollup, account in accounts[start : start + _AT_ONCE]:
+            _show(result, reading, rollup, account)
         yield None
-    result.others.extend(Line(Series(OTHER, currency, ""), Cell(), sums) for currency, sums in others.items())
     return result
 
 
-def _show(
-    result: Shown, others: dict[str, list[Cell]], reading: Reading, rollup: Rollup, account: Account, by_name: bool
-) -> None:
-    """Put a series where it is shown."""
-    series, billed = account.series, reading.campaigns.is_billed(account.series)
-    if not by_name:
-        windows = account.rolling.at(shown_time(rollup, reading.quiet_ms)) if billed else None
+def _names(rollups: Iterable[Rollup], max_campaigns: int) -> Generator[None, None, list[str]]:
+    """Return the campaigns that are shown by name where not all are: those that served most."""
+    ranked = []
+    for rollup in rollups:
+        ranked.append(rollup.accounts.loudest(max_campaigns + 1))
+        yield None
+    known = (name for _, name in merge(*ranked, reverse=True) if name != OTHER)
+    return [*islice(known, max_campaigns)]
+
+
+def _others(reading: Reading, named: Iterable[tuple[Rollup, Account]]) -> list[Line]:
+    """Return what all that are billed have together, less those that are shown by name, a line a currency.
+
+    All of it is read at this moment: what came between would be told of the wrong ones.
+    """
+    everyone: dict[str, list[Cell]] = {}
+    for rollup in reading.rollups.values():
+        for currency, sums in rollup.accounts.together(shown_time(rollup, reading.quiet_ms)).items():
+            _add(everyone.setdefault(currency, [Cell() for _ in sums]), sums)
+    shown_by_name = {currency: [Cell() for _ in sums] for currency, sums in everyone.items()}
+    for rollup, account in named:
+        windows = _windows(reading, rollup, account) if account.together is not None else None
         if windows is not None:
-            _add(others.setdefault(series.currency, [Cell() for _ in windows]), windows)
-    elif billed:
-        result.billed.append(_line(reading, rollup, account))
+            _add(shown_by_name[account.series.currency], windows)
+    rest = {currency: [*map(Cell.less, sums, shown_by_name[currency])] for currency, sums in everyone.items()}
+    return [
+        Line(Series(OTHER, name, ""), Cell(), sums) for name, sums in rest.items() if any(map(NOTHING.__ne__, sums))
+    ]
+
+
+def _show(result: Shown, reading: Reading, rollup: Rollup, account: Account) -> None:
+    """Put a series where it is shown."""
+    series, windows = account.series, _windows(reading, rollup, account)
+    line = Line(series, account.total, None if windows is None else [*windows])
+    if reading.campaigns.is_billed(series):
+        result.billed.append(line)
     elif not series.dimension:
-        result.foreign.append(_line(reading, rollup, account))
+        result.foreign.append(line)
     elif series.source == reading.campaigns.billing_source_of(series.campaign_id):
-        result.segments.append(_line(reading, rollup, account))
+        result.segments.append(line)
 
 
-def _line(reading: Reading, rollup: Rollup, account: Account) -> Line:
-    windows = account.rolling.at(shown_time(rollup, reading.quiet_ms))
-    return Line(account.series, account.total, None if windows is None else [*windows])
-
-
-def _names(served: Mapping[str, int], max_campaigns: int) -> Collection[str]:
-    """Return the campaigns that are shown by name."""
-    if len(served) <= max_campaigns:
-        return served
-    known = (name for name in served if name != OTHER)
-    return set(nlargest(max_campaigns, known, key=lambda name: (served[name], name)))
+def _windows(reading: Reading, rollup: Rollup, account: Account) -> list[Cell] | None:
+    return rollup.rolling(account).at(shown_time(rollup, reading.quiet_ms))
 
 
 def loudest(foreign: Iterable[Line]) -> tuple[list[Line], int]:

@@ -63,7 +63,7 @@ class Snapshot:
     def slices(self, series: Series, length_ms: int, number: int) -> list[Cell]:
         """Return a series' figures in the last so many slices of event time, oldest first."""
         for rollup in self.reading.rollups.values():
-            account = rollup.accounts.get(series)
+            account = rollup.accounts.by_series.get(series)
             if account is not None:
                 return account.rolling.slices(shown_time(rollup, self.reading.quiet_ms), length_ms, number)
         return [Cell() for _ in range(number)]

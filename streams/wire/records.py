@@ -11,10 +11,11 @@ from typing import Any, Final, TypeVar
 import msgspec
 import xxhash
 
+from streams.core.accounts import Lifetime, Share
 from streams.core.delta import Delta, Refused
 from streams.core.journal import Claim, Position
 from streams.core.panes import Series
-from streams.core.rollup import Clock, Farewell, Head, Lifetime, Partial, Row, RowKey, Share, Window
+from streams.core.rollup import Clock, Farewell, Head, Partial, Row, RowKey, Window
 
 FORMAT: Final = 2
 """Format 2 added to the end of journal records and cells; what format 1 left out is as if it had never happened."""
