@@ -201,7 +201,9 @@ class Settings(BaseSettings):
     min_sample: int = Field(1, ge=1, description="A ratio is absent while its denominator is smaller")
     idle: OffOrDuration = Field(30_000, description="A topic partition this long without records is idle; 0 = never")
 
-    commit_interval: Duration = Field(200, description="How often counts are journaled and shown")
+    commit_interval: Duration = Field(
+        200, description="How often counts are journaled and shown; many of them twice as often"
+    )
     session_timeout: Duration = Field(6_000, description="After this long without heartbeat a worker is dead")
     max_remembered: int = Field(
         50_000_000, ge=1, description="Impressions a worker remembers; then it pauses its input, and never evicts"

@@ -258,7 +258,9 @@ class Worker:
         await self.qualify.advance()
 
     async def commit(self) -> None:
+        applied = sum(owned.applied for owned in self.qualify.owned.values())
         await self.qualify.commit()
+        assert self.qualify.gathered == applied
 
     async def commit_rollup(self) -> None:
         await self.rollup.commit()

@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.consumer.subscription_state import TopicPartitionState
 from aiokafka.errors import MessageSizeTooLargeError
 from aiokafka.producer import message_accumulator, sender
 from aiokafka.protocol import fetch
@@ -27,10 +28,13 @@ from faust.types import TP
 
 from streams.core.campaigns import Campaigns
 from streams.core.events import RENDERS, TOPICS
-from streams.kafka.app import Worker
+from streams.kafka.app import PLENTY, Worker
 from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.tables import Outbox, PartitionTable, Tables
 from streams.kafka.transport import (
+    BEHIND,
+    BEHIND_WAIT_MS,
+    FETCH_WAIT_MS,
     UNBOUNDED,
     Batches,
     BatchSchema,
@@ -180,6 +184,35 @@ async def test_a_fetch_is_no_longer_under_way_when_its_task_ends() -> None:
     assert under_way == set()
 
 
+@pytest.mark.parametrize(
+    ("position", "highwater", "waits"),
+    [
+        (0, BEHIND + 1, BEHIND_WAIT_MS),
+        (0, BEHIND, FETCH_WAIT_MS),
+        (7, BEHIND + 7, FETCH_WAIT_MS),
+        (None, BEHIND + 1, FETCH_WAIT_MS),
+        (0, None, FETCH_WAIT_MS),
+    ],
+)
+async def test_a_fetch_for_others_waits_briefly_while_a_partition_with_records_left_is_behind(
+    position: int | None, highwater: int | None, waits: int
+) -> None:
+    async def answer(assignment: Any, node: int, request: Any) -> bool:
+        return True
+
+    state = TopicPartitionState(None)
+    if position is not None:
+        state.seek(position)
+    state.highwater = highwater
+    assignment = SimpleNamespace(state_value={"renders": state}.get)
+    for left, wait in (({"renders": None}, waits), ({}, FETCH_WAIT_MS), ({"gone": None}, FETCH_WAIT_MS)):
+        one = SimpleNamespace(_records=left, _proc_fetch_request=answer, _in_flight={7})
+        fetch_ahead(SimpleNamespace(_fetcher=one), take_unparsed)
+        request = SimpleNamespace(_max_wait_ms=FETCH_WAIT_MS)
+        await one._proc_fetch_request(assignment, 7, request)
+        assert request._max_wait_ms == wait
+
+
 def test_a_thread_and_a_worker_that_end_in_any_order_end_in_order() -> None:
     ended = asyncio.new_event_loop()
     ended.close()
@@ -188,6 +221,18 @@ def test_a_thread_and_a_worker_that_end_in_any_order_end_in_order() -> None:
     thread._stopped = thread._shutdown = asyncio.Event()
     thread._stopped_set()
     thread.set_shutdown()
+
+
+@pytest.mark.parametrize(
+    ("gathered", "is_current", "interval_s"), [(PLENTY, True, 0.1), (PLENTY - 1, True, 0.2), (PLENTY, False, 0.2)]
+)
+def test_many_events_are_shown_twice_as_often_by_a_worker_that_is_up_to_date(
+    monkeypatch: pytest.MonkeyPatch, gathered: int, is_current: bool, interval_s: float
+) -> None:
+    made = worker()
+    made.qualify.gathered = gathered
+    monkeypatch.setattr(made, "up_to_date", lambda: is_current)
+    assert made._interval_s() == interval_s
 
 
 async def test_the_state_that_is_read_still_exists_on_a_consumer_and_a_producer() -> None:

@@ -35,6 +35,9 @@ PAUSE: Final = 10
 """To gather a commit holds up all else, so a pause of so many times that follows: with 10,000 campaigns, what is told
 of each would else be most of the work. So it is with all of a commit of the rollup's, which no gauge waits for."""
 LONGEST_PAUSE_S: Final = 3.0
+PLENTY: Final = 4_000
+"""A worker that is up to date shows so many events in half of the interval: a commit of fewer would cost a recovery as
+much to read, and of one that catches up nobody waits for the gauges."""
 ADVANCE_S: Final = 0.1
 PROBE_S: Final = 1.0
 REACHABLE_FOR_S: Final = 5.0
@@ -208,13 +211,16 @@ class Worker:
             await self._app.sleep(ADVANCE_S)
 
     async def _commit_qualify(self) -> None:
-        interval = self._settings.commit_interval / 1000
         while not self._app.should_stop:
             started = monotonic()
             if self.ready:
                 if await self.qualify.commit():
                     self._on_commit(monotonic() - started)
-            await self._app.sleep(_pause_s(interval, monotonic() - started, self.qualify.gathering_s))
+            await self._app.sleep(_pause_s(self._interval_s(), monotonic() - started, self.qualify.gathering_s))
+
+    def _interval_s(self) -> float:
+        interval_s = self._settings.commit_interval / 1000
+        return interval_s / 2 if self.qualify.gathered >= PLENTY and self.up_to_date() else interval_s
 
     async def _commit_rollup(self) -> None:
         while not self._app.should_stop:

@@ -68,7 +68,9 @@ class Owned:
         self.claimed = False
         """Whether stage 2 has been told every cell since this worker took the partition."""
         self.changed = False
-        """Whether records were applied since the last commit."""
+        """Whether records were applied since the last commit, or time was lifted,"""
+        self.applied = 0
+        """and how many records that were."""
         self.idle = False
         self.confirmed = 0
         """The `final_before` of the newest partial that is known to be delivered."""
@@ -155,7 +157,9 @@ class Qualify:
         """Return the largest stream time that other workers' partitions have told of."""
         self._committing = asyncio.Lock()
         self.gathering_s = 0.0
-        """How long the newest commit held up all else, in seconds, when it was gathered."""
+        """How long the newest commit held up all else, in seconds, when it was gathered,"""
+        self.gathered = 0
+        """and how many records are behind it."""
 
     # --- owning partitions ---------------------------------------------------------------------------------------
 
@@ -324,6 +328,7 @@ class Qualify:
     def _apply(self, owned: Owned, chunk: Chunk) -> None:
         refused = owned.state.apply(chunk.batch)
         owned.changed = True
+        owned.applied += len(chunk.records)
         owned.consumed_at[chunk.topic] = monotonic()
         if refused:
             by_offset = {record.offset: record for record in chunk.records}
@@ -360,7 +365,7 @@ class Qualify:
     async def _commit(self, is_due: Callable[[Owned], bool]) -> bool:
         async with self._committing:
             commits: list[Commit] = []
-            self.gathering_s = 0.0
+            self.gathering_s, self.gathered = 0.0, 0
             for owned in [one for one in self.owned.values() if is_due(one)]:
                 if commits:
                     await asyncio.sleep(0)
@@ -406,7 +411,8 @@ class Qualify:
         fences = {topic: progress.fence for topic, progress in state.progress.items()}
         position = Position(owned.epoch, head.seq)
         commit = Commit(owned, owned.letters, position, delta, expired, partials, head.final_before, fences)
-        owned.letters = []
+        self.gathered += owned.applied
+        owned.letters, owned.applied = [], 0
         owned.claimed, owned.changed = True, False
         return commit
 
