@@ -283,25 +283,28 @@ def together(total: Rollup, time: int) -> dict[str, list[Cell]]:
     }
 
 
-SERVES = st.tuples(st.just("serves"), st.integers(0, 25), st.integers(1, 4))
-ENDS = st.tuples(st.just("ends"), st.integers(0, 25), st.just(0))
-LOOK = st.tuples(st.just("look"), st.just(0), st.integers(1, 3))
+WHOSE = st.builds(Series, st.integers(0, 25).map("c{}".format), st.sampled_from(["USD", "EUR"]), st.just("adserver"))
+SERVES = st.tuples(st.just("serves"), WHOSE, st.integers(1, 4))
+ENDS = st.tuples(st.just("ends"), WHOSE, st.just(0))
+LOOK = st.tuples(st.just("look"), st.just(BILLED), st.integers(1, 3))
 
 
 @THOROUGH
 @given(st.lists(st.one_of(SERVES, SERVES, ENDS, LOOK), max_size=120))
 def test_those_that_serve_most_are_found_whoever_comes_grows_and_goes(steps):
-    accounts, totals = Accounts((MIN,), Campaigns()), dict[str, int]()
-    for step, number, count in [*steps, ("look", 0, 2)]:
-        name = f"c{number}"
+    accounts, totals = Accounts((MIN,), Campaigns()), dict[Series, int]()
+    for step, series, count in [*steps, ("look", BILLED, 2)]:
         if step == "serves":
-            accounts.put(accounts.opened(Series(name, "USD", "adserver")), 0, served(count), 0)
-            totals[name] = totals.get(name, 0) + count
-        elif step == "ends" and totals.pop(name, None):
-            accounts.close(Series(name, "USD", "adserver"))
+            accounts.put(accounts.opened(series), 0, served(count), 0)
+            totals[series] = totals.get(series, 0) + count
+        elif step == "ends" and totals.pop(series, None):
+            accounts.close(series)
         elif step == "look":
-            ranked = sorted(((total, name) for name, total in totals.items()), reverse=True)
-            assert accounts.loudest(count) == ranked[:count]
+            names = {series.campaign_id for series in totals}
+            most = [
+                (max(totals.get(Series(name, one, "adserver"), 0) for one in ("USD", "EUR")), name) for name in names
+            ]
+            assert accounts.loudest(count) == sorted(most, reverse=True)[:count]
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------

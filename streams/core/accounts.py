@@ -126,7 +126,9 @@ class Accounts:
         of_campaign.remove(account)
         if not of_campaign:
             del self._by_campaign[series.campaign_id]
-            self._loud.discard(series.campaign_id)
+        self._loud.discard(series.campaign_id)
+        for left in of_campaign:
+            self._note(left)
 
     def _leave_bound(self, account: Account) -> None:
         reached = self._by_bound.get(account.lifetime.bound)

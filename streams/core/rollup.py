@@ -321,7 +321,7 @@ class Rollup:
                 total.add(account.lifetime.cell)
                 self.accounts.fold(account, Lifetime(minute + TUMBLING_MS, total))
                 del account.minutes[minute]
-                self.rolling(account)
+                self.rolling(account)  # nobody may ever look at it again, and its panes have left all windows
                 self._changed |= {RowKey(series, None), RowKey(series, minute)}
         self.accounts.forget_together(bound)
 
