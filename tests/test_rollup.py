@@ -8,7 +8,7 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.core.accounts import Accounts, Lifetime
+from streams.core.accounts import Accounts, Lifetime, Share
 from streams.core.campaigns import Campaigns
 from streams.core.delta import NEVER
 from streams.core.panes import Cell, Rolling, Series, Touched
@@ -436,6 +436,15 @@ def test_final_minutes_are_folded_once_they_have_left_the_longest_window():
     assert total_served(total) == 5
 
 
+def test_what_has_left_the_longest_window_and_is_final_is_in_no_pane_any_more():
+    total = rollup(partial(head(0, time=3 * MIN, final=MIN), {0: served(2), 150_000: served(3)}), windows=(MIN,))
+    account = total.accounts.by_series[BILLED]
+    assert (set(account.rolling.panes), total.accounts.together(0)) == ({0, 150_000}, {"USD": [served(2)]})
+    total.windows()
+    total.fold_final()
+    assert (set(account.rolling.panes), total.accounts.together(0)) == ({150_000}, {"USD": [Cell()]})
+
+
 def test_what_lies_below_the_bound_is_ignored_ever_after():
     total = rollup(partial(head(0, time=3 * MIN, final=MIN), {0: served(2)}), windows=(MIN,))
     total.windows()
@@ -573,3 +582,34 @@ def test_what_is_left_alone_costs_nothing_when_time_goes_on_or_somebody_looks(mo
     assert [line.series.campaign_id for line in shown.billed] == ["c007", "c099"]
     assert (shown.overflow, [cell.served for line in shown.others for cell in line.windows or ()]) == (98, [98])
     assert len(moved) == 2, "and for those that are shown by name"
+
+
+def usd(name: str) -> Series:
+    return Series(name, "USD", "adserver")
+
+
+def test_a_campaign_whose_largest_source_is_forgotten_is_ranked_by_those_that_it_has_left():
+    accounts, euro = Accounts((MIN,), Campaigns()), Series("a", "EUR", "adserver")
+    for series, count in ((usd("a"), 9), (euro, 8), (usd("b"), 7), (usd("c"), 6), (usd("d"), 1), (usd("e"), 1)):
+        accounts.put(accounts.opened(series), 0, served(count), 0)
+    assert accounts.loudest(2) == [(9, "a"), (7, "b")]
+    accounts.close(usd("a"))
+    assert accounts.loudest(2) == [(8, "a"), (7, "b")]
+
+
+def test_a_campaign_that_had_nothing_lately_is_shown_by_name_after_a_restart_if_it_served_most():
+    total = Rollup((MIN,))
+    shares = {0: Share((0, 0), {0: served(1)})}
+    total.load([(RowKey(usd("old"), None), Lifetime(MIN, served(9))), (RowKey(usd("new"), 0), shares)])
+    assert total.accounts.loudest(1) == [(9, "old")]
+
+
+def test_those_that_serve_most_are_shown_by_name_whichever_partition_adds_them_up():
+    counts = {0: {"a": 5, "b": 1}, 1: {"c": 9, "d": 4, "e": 2}}
+    rollups = {
+        number: rollup(*(partial(head(), {0: served(count)}, series=usd(name)) for name, count in served_by.items()))
+        for number, served_by in counts.items()
+    }
+    shown = at_once(in_steps(Reading({}, rollups, {}, 0, None, up_to_date=True), 3))
+    assert {line.series.campaign_id for line in shown.billed} == {"c", "a", "d"}
+    assert (shown.overflow, [cell.served for line in shown.others for cell in line.windows or ()]) == (2, [3])
