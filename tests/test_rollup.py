@@ -260,7 +260,7 @@ def test_what_is_kept_of_all_accounts_is_what_a_look_at_each_of_them_says(seed):
         bounds = sorted({account.lifetime.bound for account in accounts.by_series.values()})
         for bound in bounds:
             folded = {series for series, one in accounts.by_series.items() if 0 < one.lifetime.bound <= bound}
-            assert {account.series for account in accounts.folded_before(bound)} == folded
+            assert {account.series for account in accounts.folded_until(bound)} == folded
         for time in (total.now, total.now + SHORT, total.now + LONG):
             assert accounts.together(time) == together(total, time)
         ranked = sorted(((max(one.total.served for one in accounts.of(name)), name) for name in ids), reverse=True)

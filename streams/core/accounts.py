@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from streams.core.campaigns import Campaigns
-from streams.core.panes import NOTHING, PANE_MS, Cell, Rolling, Series, pane_of, sum_between
+from streams.core.panes import NOTHING, PANE_MS, Cell, Rolling, Series, add_at, pane_of, sum_between
 
 
 class Share(msgspec.Struct, array_like=True):
@@ -98,7 +98,7 @@ class Accounts:
         account.rolling.advance(now)
         account.rolling.add(pane, difference)
         if account.together is not None:
-            _add(account.together, pane, difference)
+            add_at(account.together, pane, difference)
         self._note(account)
 
     def fold(self, account: Account, lifetime: Lifetime) -> None:
@@ -113,8 +113,8 @@ class Accounts:
         account.total = account.total.plus(lifetime.cell)
         self._note(account)
 
-    def folded_before(self, bound: int) -> Iterator[Account]:
-        """Yield the accounts that were folded up to a bound or less, and not since."""
+    def folded_until(self, bound: int) -> Iterator[Account]:
+        """Yield the accounts that were folded up to a bound or an earlier one, and no further."""
         for reached in [reached for reached in self._by_bound if reached <= bound]:
             yield from (self.by_series[series] for series in self._by_bound[reached])
 
@@ -165,7 +165,7 @@ class Accounts:
         if self._campaigns.is_billed(account.series):
             account.together = self._together.setdefault(account.series.currency, {})
             for pane, cell in account.rolling.panes.items():
-                _add(account.together, pane, cell)
+                add_at(account.together, pane, cell)
 
     # --- those that serve most ------------------------------------------------------------------------------------
 
@@ -189,10 +189,3 @@ class Accounts:
         campaign_id = account.series.campaign_id
         if (account.total.served, campaign_id) > self._least:
             self._loud.add(campaign_id)
-
-
-def _add(panes: Together, pane: int, difference: Cell) -> None:
-    cell = panes.get(pane)
-    if cell is None:
-        panes[pane] = cell = Cell()
-    cell.add(difference)

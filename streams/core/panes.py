@@ -102,6 +102,15 @@ NOTHING: Final = Cell()
 """What an empty sum is; never changed."""
 
 
+def add_at(cells: dict[int, Cell], pane: int, difference: Cell) -> None:
+    """Add a difference to the cell of a pane, which is changed; it is a new one if there was none."""
+    cell = cells.get(pane)
+    if cell is None:
+        cells[pane] = copy(difference)
+    else:
+        cell.add(difference)
+
+
 def sum_between(cells: Mapping[int, Cell], start: int, stop: int) -> Cell:
     """Return the sum of the cells of the panes in [start, stop); of a single one that is the one itself."""
     held = [cells[pane] for pane in held_between(cells, start, stop)]
@@ -167,11 +176,7 @@ class Ledger:
 
     def add(self, pane: int, difference: Cell) -> None:
         """Add a difference to the cell of a pane."""
-        cell = self.panes.get(pane)
-        if cell is None:
-            self.panes[pane] = copy(difference)
-        else:
-            cell.add(difference)
+        add_at(self.panes, pane, difference)
         self._note(pane)
 
     def _note(self, pane: int) -> None:

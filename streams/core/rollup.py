@@ -288,7 +288,7 @@ class Rollup:
 
     def ended(self) -> list[Series]:
         """Return the series without an event for as long as a campaign is remembered, all of them folded."""
-        folded = self.accounts.folded_before(self.now - self.ttl_ms)
+        folded = self.accounts.folded_until(self.now - self.ttl_ms)
         return [account.series for account in folded if not account.minutes]
 
     def farewell(self, series: Series) -> Farewell | None:
