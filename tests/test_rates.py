@@ -2,14 +2,19 @@
 
 import json
 from fractions import Fraction
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streams.core import rates
 from streams.core.money import decimal_text, impression_nano, nano_of
 from streams.core.panes import Cell
+from streams.core.rates import Columns
+from tests.test_properties import THOROUGH
 
 case: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "acceptance_cases.json").read_text())
 
@@ -138,3 +143,38 @@ def test_clicks_have_a_price_and_a_rate():
 def test_a_ratio_of_sums_beyond_2_to_the_53_is_still_correctly_rounded():
     spend, served = 3 * 10**21 + 1, 10**12 + 7
     assert rates.cpm(Cell(spend=spend, served=served)) == float(Fraction(spend * 1000, served * 10**9))
+
+
+EXACT = [
+    (rates.cpm, lambda one: (one.spend * 1000, one.served * 10**9)),
+    (rates.vcpm, lambda one: (one.spend * 1000, one.viewable * 10**9)),
+    (rates.cpc, lambda one: (one.spend, one.clicks * 10**9)),
+    (rates.viewable_rate, lambda one: (one.viewable, one.measurable)),
+    (rates.viewable_of_served, lambda one: (one.viewable, one.served)),
+    (rates.measured_rate, lambda one: (one.measurable, one.served)),
+    (rates.ctr, lambda one: (one.clicks, one.served)),
+]
+figures = st.integers(0, 2**4) | st.integers(0, 2**56) | st.sampled_from([2**53, 2**53 + 1])
+nanos = st.integers(0, 2**4) | st.integers(0, 2**90) | st.sampled_from([2**53 // 1000, 2**53, 2**53 + 1, 2**63])
+cells = st.builds(Cell, served=figures, measurable=figures, viewable=figures, clicks=figures, spend=nanos)
+
+
+@THOROUGH
+@pytest.mark.parametrize(("rate", "parts"), EXACT)
+@given(st.lists(cells, max_size=4), st.integers(0, 5))
+def test_ratios_of_many_cells_are_those_of_each_correctly_rounded_whatever_the_others_are(
+    rate, parts, many, min_sample
+):
+    ratios = rate.of_all(Columns(many), min_sample)
+    for one, value in zip(many, ratios.tolist(), strict=True):
+        if (alone := rate(one, min_sample)) is None:
+            assert isnan(value)
+        else:
+            assert value == alone == float(Fraction(*parts(one)))
+
+
+@THOROUGH
+@given(st.lists(cells, max_size=4))
+def test_nano_units_as_currency_units_are_correctly_rounded(many):
+    units = rates.in_units(Columns(many)["spend"]).tolist()
+    assert units == [float(Fraction(one.spend, 10**9)) for one in many]

@@ -50,6 +50,10 @@ class Account:
         self.together: Together | None = None
         """Where it is added up with all others that are billed; None if it is not billed itself."""
 
+    def is_billed(self) -> bool:
+        """Say whether these are a campaign's figures, not a segment's nor those of a source that does not bill it."""
+        return self.together is not None
+
     def sum_of(self, minute: int) -> Cell:
         """Return a minute's figures over all source partitions."""
         total = Cell()

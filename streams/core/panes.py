@@ -236,9 +236,9 @@ class Rolling:
 
     def advance(self, stream_time_ms: int) -> None:
         """Move the windows on to the pane of a stream time, and forget panes that have left the longest one."""
-        before, now = self.now, pane_of(stream_time_ms)
-        if now <= before:
+        if stream_time_ms < self.now + PANE_MS:
             return
+        before, now = self.now, pane_of(stream_time_ms)
         if now == before + PANE_MS:
             self._step(now)
         else:
@@ -269,9 +269,9 @@ class Rolling:
 
         None if the newest pane has left the longest window: there is nothing to show then.
         """
-        now = pane_of(stream_time_ms)
-        if now <= self.now:  # what has left the longest window is not among the panes any more
+        if stream_time_ms < self.now + PANE_MS:  # what has left the longest window is not among the panes any more
             return self.sums if self.panes else None
+        now = pane_of(stream_time_ms)
         if not any(pane > now - self.longest for pane in self.panes):
             return None
         return [sum_between(self.panes, now + PANE_MS - length, now + PANE_MS) for length in self.lengths]

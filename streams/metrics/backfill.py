@@ -10,6 +10,7 @@ from shutil import copyfileobj
 from tempfile import TemporaryFile
 from typing import IO, Final
 
+import numpy as np
 from prometheus_client.core import Metric
 
 from streams.core.campaigns import Campaigns
@@ -111,7 +112,7 @@ def _lines(family: Table | Metric) -> list[bytes]:
             family.documentation,
             family.type,
             at_once(labels.texts(names, rows)),
-            [s.value for s in family.samples],
+            np.array([sample.value for sample in family.samples]),
         )
         text = table.text(openmetrics=True)
     comment, kind, *samples = text[:-1].split(b"\n")

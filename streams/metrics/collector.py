@@ -5,9 +5,9 @@ Series end when their campaign ends, a ratio without denominator has no series, 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import compress
-from operator import attrgetter
 from typing import Final
 
+import numpy as np
 from prometheus_client import disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -15,8 +15,8 @@ from streams.core import rates
 from streams.core.campaigns import Campaigns
 from streams.core.delta import NEVER
 from streams.core.events import NO_CURRENCY, TOPICS
-from streams.core.money import NANO
 from streams.core.panes import Cell
+from streams.core.rates import Columns
 from streams.core.rules import OUTCOME_NAMES
 from streams.core.traffic import INVALID_REASONS
 from streams.metrics.exposition import Families, Labels, Table
@@ -25,26 +25,26 @@ from streams.wire.events import REASONS
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no types there
 
-_Figures = Sequence[tuple[str, str, Callable[[Cell], int | float]]]
+_Figures = Sequence[tuple[str, str, str]]
+"""Name, documentation, and which figure of a cell it is."""
 _Rates = Sequence[tuple[str, str, rates.Rate]]
-"""Name, documentation, and what it is of a cell."""
 
 _TOTALS: Final[_Figures] = [
-    ("ads_served_impressions", "Impressions that count", attrgetter("served")),
-    ("ads_measurable_impressions", "Served impressions whose viewability was measured", attrgetter("measurable")),
-    ("ads_viewable_impressions", "Measurable impressions that met the standard", attrgetter("viewable")),
-    ("ads_clicks", "Clicks that count", attrgetter("clicks")),
-    ("ads_spend", "What the served impressions cost, in currency units", lambda cell: cell.spend / NANO),
-    ("ads_gross_impressions", "Served and invalid impressions", attrgetter("gross")),
-    ("ads_declared_refresh_impressions", "Served impressions declared to be refreshes", attrgetter("declared")),
-    ("ads_over_cap_impressions", "Served impressions beyond the frequency cap", attrgetter("over_cap")),
+    ("ads_served_impressions", "Impressions that count", "served"),
+    ("ads_measurable_impressions", "Served impressions whose viewability was measured", "measurable"),
+    ("ads_viewable_impressions", "Measurable impressions that met the standard", "viewable"),
+    ("ads_clicks", "Clicks that count", "clicks"),
+    ("ads_spend", "What the served impressions cost, in currency units", "spend"),
+    ("ads_gross_impressions", "Served and invalid impressions", "gross"),
+    ("ads_declared_refresh_impressions", "Served impressions declared to be refreshes", "declared"),
+    ("ads_over_cap_impressions", "Served impressions beyond the frequency cap", "over_cap"),
 ]
 _WINDOWS: Final[_Figures] = [
-    ("ads_window_served", "Impressions that count in the window", attrgetter("served")),
-    ("ads_window_measurable", "Measurable impressions in the window", attrgetter("measurable")),
-    ("ads_window_viewable", "Viewable impressions in the window", attrgetter("viewable")),
-    ("ads_window_clicks", "Clicks of the window's impressions", attrgetter("clicks")),
-    ("ads_window_spend", "What the window's impressions cost, in currency units", lambda cell: cell.spend / NANO),
+    ("ads_window_served", "Impressions that count in the window", "served"),
+    ("ads_window_measurable", "Measurable impressions in the window", "measurable"),
+    ("ads_window_viewable", "Viewable impressions in the window", "viewable"),
+    ("ads_window_clicks", "Clicks of the window's impressions", "clicks"),
+    ("ads_window_spend", "What the window's impressions cost, in currency units", "spend"),
 ]
 _MONEY_RATES: Final[_Rates] = [
     ("ads_cpm", "Spend x 1000 / served, in currency units", rates.cpm),
@@ -58,10 +58,10 @@ _COUNT_RATES: Final[_Rates] = [
     ("ads_ctr", "Clicks / served", rates.ctr),
 ]
 _SEGMENTS: Final[_Figures] = [
-    ("ads_segment_served", "Impressions of the segment that count", attrgetter("served")),
-    ("ads_segment_measurable", "Measurable impressions of the segment", attrgetter("measurable")),
-    ("ads_segment_viewable", "Viewable impressions of the segment", attrgetter("viewable")),
-    ("ads_segment_clicks", "Clicks of the segment's impressions", attrgetter("clicks")),
+    ("ads_segment_served", "Impressions of the segment that count", "served"),
+    ("ads_segment_measurable", "Measurable impressions of the segment", "measurable"),
+    ("ads_segment_viewable", "Viewable impressions of the segment", "viewable"),
+    ("ads_segment_clicks", "Clicks of the segment's impressions", "clicks"),
 ]
 _SEGMENT_RATES: Final[_Rates] = [
     ("ads_segment_viewable_rate", "Viewable / measurable of the segment", rates.viewable_rate),
@@ -99,7 +99,7 @@ class Collector:
         yield from self._window_gauges([*lines.billed, *lines.others])
         yield from self._ratios(campaigns)
         foreign, hidden = loudest(lines.foreign)
-        yield from self._sources(lines.billed, foreign)
+        yield from self._sources(lines.billed, foreign, campaigns)
         yield from self._segments(lines.segments)
         yield None
         yield _targets(reading.campaigns, campaigns)
@@ -112,7 +112,7 @@ class Collector:
     def _totals(self, billed: list[Line]) -> Families:
         rows = ((line.series.campaign_id, line.series.currency) for line in billed)
         labels = yield from self._labels.texts(("campaign", "currency"), rows)
-        totals = [line.total for line in billed]
+        totals = Columns([line.total for line in billed])
         yield None
         yield from _figures(_TOTALS, "counter", labels, totals)
 
@@ -121,39 +121,39 @@ class Collector:
         rows = ((line.series.campaign_id, line.series.currency) for line in lines)
         labels = yield from self._labels.texts(("campaign", "currency", "window"), rows, self._windows)
         cells = [cell for line in lines for cell in line.windows or ()]
+        columns = Columns(cells)
         yield None
-        yield from _figures(_WINDOWS, "gauge", labels, cells)
+        yield from _figures(_WINDOWS, "gauge", labels, columns)
         is_priced = [line.series.currency != NO_CURRENCY for line in lines]
         if not all(is_priced):
             each = [one for one in is_priced for _ in self._windows]
-            labels, cells = [*compress(labels, each)], [*compress(cells, each)]
-        yield from self._rates(_MONEY_RATES, labels, cells)
+            labels, columns = [*compress(labels, each)], Columns([*compress(cells, each)])
+        yield from self._rates(_MONEY_RATES, labels, columns)
 
     def _ratios(self, campaigns: Mapping[str, list[Cell]]) -> Families:
         rows = ((campaign,) for campaign in campaigns)
         labels = yield from self._labels.texts(("campaign", "window"), rows, self._windows)
-        cells = [cell for sums in campaigns.values() for cell in sums]
+        columns = Columns([cell for sums in campaigns.values() for cell in sums])
         yield None
-        yield from self._rates(_COUNT_RATES, labels, cells)
+        yield from self._rates(_COUNT_RATES, labels, columns)
 
-    def _rates(self, families: _Rates, labels: Sequence[bytes], cells: Sequence[Cell]) -> Families:
+    def _rates(self, families: _Rates, labels: Sequence[bytes], columns: Columns) -> Families:
         for name, text, rate in families:
-            yield Table(name, text, "gauge", labels, rate.of_all(cells, self._min_sample))
+            yield Table(name, text, "gauge", labels, rate.of_all(columns, self._min_sample))
             yield None
 
-    def _sources(self, billed: list[Line], foreign: list[Line]) -> Families:
+    def _sources(self, billed: list[Line], foreign: list[Line], campaigns: Mapping[str, list[Cell]]) -> Families:
         totals: dict[tuple[str, str], int] = {}
         for line in (*billed, *foreign):
             place = line.series.campaign_id, line.series.source
             totals[place] = totals.get(place, 0) + line.total.served
         labels = yield from self._labels.texts(("campaign", "source"), totals)
         text = "Impressions that count, by who counted"
-        yield Table("ads_source_impressions", text, "counter", labels, [*totals.values()])
-        yield from self._discrepancies(billed, foreign)
+        yield Table("ads_source_impressions", text, "counter", labels, np.array([*totals.values()], np.int64))
+        yield from self._discrepancies(campaigns, foreign)
 
-    def _discrepancies(self, billed_lines: list[Line], foreign: list[Line]) -> Families:
+    def _discrepancies(self, billing: Mapping[str, list[Cell]], foreign: list[Line]) -> Families:
         ratios: dict[tuple[str, ...], float | None] = {}
-        billing = by_campaign(billed_lines)
         for (campaign, source), cells in summed(foreign, lambda one: (one.campaign_id, one.source)).items():
             billed = billing.get(campaign, [Cell() for _ in cells])
             for window, cell, other in zip(self._windows, cells, billed, strict=True):
@@ -163,14 +163,15 @@ class Collector:
                     )
         labels = yield from self._labels.texts(("campaign", "source", "window", "of"), ratios)
         text = "(Source - billing source) / one of the two, of impressions in the window"
-        yield Table("ads_discrepancy_ratio", text, "gauge", labels, [*ratios.values()])
+        yield Table("ads_discrepancy_ratio", text, "gauge", labels, np.array([*ratios.values()], np.float64))
 
     def _segments(self, segments: list[Line]) -> Families:
         sums = summed(segments, lambda one: (one.campaign_id, one.dimension, one.value))
         labels = yield from self._labels.texts(("campaign", "dimension", "value", "window"), sums, self._windows)
-        cells = [cell for windows in sums.values() for cell in windows]
-        yield from _figures(_SEGMENTS, "gauge", labels, cells)
-        yield from self._rates(_SEGMENT_RATES, labels, cells)
+        columns = Columns([cell for windows in sums.values() for cell in windows])
+        yield None
+        yield from _figures(_SEGMENTS, "gauge", labels, columns)
+        yield from self._rates(_SEGMENT_RATES, labels, columns)
 
     def _worker(self, reading: Reading) -> Iterator[Metric]:
         if reading.recovery_seconds is not None:
@@ -207,9 +208,10 @@ class Collector:
         yield build
 
 
-def _figures(families: _Figures, kind: str, labels: Sequence[bytes], cells: Sequence[Cell]) -> Families:
+def _figures(families: _Figures, kind: str, labels: Sequence[bytes], columns: Columns) -> Families:
     for name, text, figure in families:
-        yield Table(name, text, kind, labels, [*map(figure, cells)])
+        values = rates.in_units(columns[figure]) if figure == "spend" else columns[figure]
+        yield Table(name, text, kind, labels, values)
         yield None
 
 

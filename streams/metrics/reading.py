@@ -103,15 +103,15 @@ def in_steps(reading: Reading, max_campaigns: int) -> Generator[None, None, Show
     overflow = max(0, sum(rollup.accounts.campaigns() for rollup in rollups) - max_campaigns)
     if overflow:
         names = yield from _names(rollups, max_campaigns)
-        accounts = [(rollup, account) for rollup in rollups for name in names for account in rollup.accounts.of(name)]
+        named = [[account for name in names for account in rollup.accounts.of(name)] for rollup in rollups]
     else:
-        accounts = [(rollup, account) for rollup in rollups for account in rollup.accounts.by_series.values()]
-    result = Shown([], [], [], _others(reading, accounts) if overflow else [], overflow)
+        named = [[*rollup.accounts.by_series.values()] for rollup in rollups]
+    result = Shown([], [], [], _others(reading, named) if overflow else [], overflow)
     yield None
-    for start in range(0, len(accounts), _AT_ONCE):
-        for rollup, account in accounts[start : start + _AT_ONCE]:
-            _show(result, reading, rollup, account)
-        yield None
+    for rollup, accounts in zip(rollups, named, strict=True):
+        for start in range(0, len(accounts), _AT_ONCE):
+            _show(result, reading, rollup, accounts[start : start + _AT_ONCE])
+            yield None
     return result
 
 
@@ -125,40 +125,42 @@ def _names(rollups: Iterable[Rollup], max_campaigns: int) -> Generator[None, Non
     return [*islice(known, max_campaigns)]
 
 
-def _others(reading: Reading, named: Iterable[tuple[Rollup, Account]]) -> list[Line]:
-    """Return what all that are billed have together, less those that are shown by name, a line a currency.
+def _others(reading: Reading, named: Iterable[Iterable[Account]]) -> list[Line]:
+    """Return what all that are billed have together, less those of each rollup that are shown by name.
+
+    A line a currency.
 
     All of it is read at this moment: what came between would be told of the wrong ones.
     """
     everyone: dict[str, list[Cell]] = {}
-    for rollup in reading.rollups.values():
-        for currency, sums in rollup.accounts.together(shown_time(rollup, reading.quiet_ms)).items():
+    shown_by_name: dict[str, list[Cell]] = {}
+    for rollup, accounts in zip(reading.rollups.values(), named, strict=True):
+        time = shown_time(rollup, reading.quiet_ms)
+        for currency, sums in rollup.accounts.together(time).items():
             _add(everyone.setdefault(currency, [Cell() for _ in sums]), sums)
-    shown_by_name = {currency: [Cell() for _ in sums] for currency, sums in everyone.items()}
-    for rollup, account in named:
-        windows = _windows(reading, rollup, account) if account.together is not None else None
-        if windows is not None:
-            _add(shown_by_name[account.series.currency], windows)
+            shown_by_name.setdefault(currency, [Cell() for _ in sums])
+        for account in accounts:
+            windows = rollup.rolling(account).at(time) if account.is_billed() else None
+            if windows is not None:
+                _add(shown_by_name[account.series.currency], windows)
     rest = {currency: [*map(Cell.less, sums, shown_by_name[currency])] for currency, sums in everyone.items()}
     return [
         Line(Series(OTHER, name, ""), Cell(), sums) for name, sums in rest.items() if any(map(NOTHING.__ne__, sums))
     ]
 
 
-def _show(result: Shown, reading: Reading, rollup: Rollup, account: Account) -> None:
-    """Put a series where it is shown."""
-    series, windows = account.series, _windows(reading, rollup, account)
-    line = Line(series, account.total, None if windows is None else [*windows])
-    if reading.campaigns.is_billed(series):
-        result.billed.append(line)
-    elif not series.dimension:
-        result.foreign.append(line)
-    elif series.source == reading.campaigns.billing_source_of(series.campaign_id):
-        result.segments.append(line)
-
-
-def _windows(reading: Reading, rollup: Rollup, account: Account) -> list[Cell] | None:
-    return rollup.rolling(account).at(shown_time(rollup, reading.quiet_ms))
+def _show(result: Shown, reading: Reading, rollup: Rollup, accounts: Iterable[Account]) -> None:
+    """Put series of a rollup where they are shown."""
+    time = shown_time(rollup, reading.quiet_ms)
+    for account in accounts:
+        series, windows = account.series, rollup.rolling(account).at(time)
+        line = Line(series, account.total, None if windows is None else [*windows])
+        if account.is_billed():
+            result.billed.append(line)
+        elif not series.dimension:
+            result.foreign.append(line)
+        elif series.source == reading.campaigns.billing_source_of(series.campaign_id):
+            result.segments.append(line)
 
 
 def loudest(foreign: Iterable[Line]) -> tuple[list[Line], int]:
