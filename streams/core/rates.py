@@ -4,7 +4,8 @@ Law: a ratio without a denominator is None, never 0. Three rates have three name
 is viewable / measurable (the MRC's), viewable of served is viewable / served, the measured rate is measurable / served.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
+from itertools import compress
 from math import gcd
 from operator import attrgetter
 from typing import Any, Final
@@ -30,16 +31,19 @@ class Columns:
         """Return a figure of each cell."""
         column = self._known.get(figure)
         if column is None:
-            column = self._known[figure] = _column([*map(attrgetter(figure), self._cells)])
+            column = self._known[figure] = _column(self._cells, attrgetter(figure))
         return column
 
+    def only(self, there: Iterable[bool]) -> "Columns":
+        """Return those of a part of the cells."""
+        return Columns([*compress(self._cells, there)])
 
-def _column(figures: list[int]) -> Column:
-    """Return integers as an array; numpy left alone would make floats of some that do not fit."""
+
+def _column(cells: Collection[Cell], figure: Callable[[Cell], int]) -> Column:
     try:
-        return np.array(figures, np.int64)
+        return np.fromiter(map(figure, cells), np.int64, len(cells))
     except OverflowError:
-        return np.array(figures, object)
+        return np.array([*map(figure, cells)], object)
 
 
 def ratio(numerator: int, denominator: int, min_sample: int = 1) -> float | None:

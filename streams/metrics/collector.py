@@ -93,11 +93,15 @@ class Collector:
         """Yield every metric family, and None where others may have their turn: a page takes long to write."""
         reading = self._read()
         lines = yield from in_steps(reading, self._max_campaigns)
-        campaigns = by_campaign([*lines.billed, *lines.others])
+        live = [line for line in (*lines.billed, *lines.others) if line.windows]
+        campaigns = by_campaign(live)
         yield None
         yield from self._totals(lines.billed)
-        yield from self._window_gauges([*lines.billed, *lines.others])
-        yield from self._ratios(campaigns)
+        columns = Columns([cell for line in live for cell in line.windows or ()])
+        yield from self._window_gauges(live, columns)
+        if len(campaigns) < len(live):  # else the cells of each campaign are those of its only line
+            columns = Columns([cell for cells in campaigns.values() for cell in cells])
+        yield from self._ratios(campaigns, columns)
         foreign, hidden = loudest(lines.foreign)
         yield from self._sources(lines.billed, foreign, campaigns)
         yield from self._segments(lines.segments)
@@ -116,25 +120,19 @@ class Collector:
         yield None
         yield from _figures(_TOTALS, "counter", labels, totals)
 
-    def _window_gauges(self, lines: list[Line]) -> Families:
-        lines = [line for line in lines if line.windows]
+    def _window_gauges(self, lines: list[Line], columns: Columns) -> Families:
         rows = ((line.series.campaign_id, line.series.currency) for line in lines)
         labels = yield from self._labels.texts(("campaign", "currency", "window"), rows, self._windows)
-        cells = [cell for line in lines for cell in line.windows or ()]
-        columns = Columns(cells)
-        yield None
         yield from _figures(_WINDOWS, "gauge", labels, columns)
         is_priced = [line.series.currency != NO_CURRENCY for line in lines]
         if not all(is_priced):
             each = [one for one in is_priced for _ in self._windows]
-            labels, columns = [*compress(labels, each)], Columns([*compress(cells, each)])
+            labels, columns = [*compress(labels, each)], columns.only(each)
         yield from self._rates(_MONEY_RATES, labels, columns)
 
-    def _ratios(self, campaigns: Mapping[str, list[Cell]]) -> Families:
+    def _ratios(self, campaigns: Iterable[str], columns: Columns) -> Families:
         rows = ((campaign,) for campaign in campaigns)
         labels = yield from self._labels.texts(("campaign", "window"), rows, self._windows)
-        columns = Columns([cell for sums in campaigns.values() for cell in sums])
-        yield None
         yield from self._rates(_COUNT_RATES, labels, columns)
 
     def _rates(self, families: _Rates, labels: Sequence[bytes], columns: Columns) -> Families:
