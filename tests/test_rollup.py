@@ -588,6 +588,15 @@ def usd(name: str) -> Series:
     return Series(name, "USD", "adserver")
 
 
+def test_a_cell_that_is_all_of_its_sums_is_held_once_also_after_it_was_sent_again():
+    total = rollup(partial(head(1, time=5_000), {0: served(1)}))
+    account = total.accounts.by_series[BILLED]
+    for seq in (2, 3):
+        sums = [account.total, *total.rolling(account).sums, account.minutes[0][0].panes[0]]
+        assert all(one is sums[0] for one in sums)
+        total.apply(partial(head(seq, time=5_000), {0: served(1)}))
+
+
 def test_a_campaign_whose_largest_source_is_forgotten_is_ranked_by_those_that_it_has_left():
     accounts, euro = Accounts((MIN,), Campaigns()), Series("a", "EUR", "adserver")
     for series, count in ((usd("a"), 9), (euro, 8), (usd("b"), 7), (usd("c"), 6), (usd("d"), 1), (usd("e"), 1)):

@@ -223,8 +223,9 @@ class Rollup:
             return
         share.version = version
         before = share.panes.get(touched.pane, NOTHING)
-        self.accounts.put(account, touched.pane, touched.cell.less(before), self.now)
-        share.panes[touched.pane] = touched.cell
+        if touched.cell != before:  # a new owner says all again: no second copy of it
+            self.accounts.put(account, touched.pane, touched.cell.less(before), self.now)
+            share.panes[touched.pane] = touched.cell
         self._changed.add(RowKey(account.series, minute))
         self._unpublished.setdefault(minute, set()).add(account.series)
 
