@@ -2,41 +2,39 @@
 
 Event time is wall time. A view is sent a second after its render. Beside the load go probes: renders of one campaign
 for each partition, each by a viewer of its own, so that no refresh rule applies.
+
+Every 20 ms a batch for each partition is made of all that is due, and one request carries them: whoever sends shares
+two cores with what is measured, and a client that sends each record alone takes as much as the worker does.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from functools import partial
 from heapq import merge
-from itertools import count, takewhile
+from itertools import count, islice, takewhile
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
+from zlib import crc32
 
-from confluent_kafka import Producer
+from aiokafka import AIOKafkaProducer
 
-from benchmarks.load import EVENTS_A_RENDER, VIEW_AFTER_MS, Load, Truth, send
+from benchmarks.load import EVENTS_A_RENDER, VIEW_AFTER_MS, Load, Made, Truth
 
 PROBES_A_SECOND: Final = 20
 BEHIND_S: Final = 0.1
 """Whoever sends later than this is behind."""
-_REST_S: Final = 0.002
-_LINGER_MS: Final = 20
+_TICK_S: Final = 0.02
 """Batches of a few records cost the broker more than all else; what is waited for is part of each latency."""
+_LONGEST_TICK_S: Final = 0.1
+"""Of a load that fell behind no more is sent at once."""
+_BATCH_BYTES: Final = 8 << 20
 _LEAD_S: Final = 3.0
 """From the announcement of the start to the start."""
-
-
-class Due(NamedTuple):
-    """A record and when it is to be sent, in seconds after the start. Without a partition its key decides."""
-
-    at_s: float
-    topic: str
-    key: bytes
-    value: bytes
-    partition: int | None = None
 
 
 class Sent(NamedTuple):
@@ -73,24 +71,20 @@ def truth_of(rate: int, seconds: int, start_ms: int, partitions: int) -> Truth:
     return load_of(rate, seconds, start_ms).truth().plus(Truth(probes.total(), 0, probes, Counter(), Counter()))
 
 
-def schedule(load: Load, seconds: int, partitions: int) -> Iterator[Due]:
-    """Yield all records in the order of their times."""
-    each = [_probes(load.start_ms, seconds, number, partitions) for number in range(partitions)]
-    probes, views = deque(merge(*each, key=itemgetter(0))), deque[Due]()
-    for number, made in enumerate(load.made()):
-        at_s = number / load.renders_a_second
-        while views and views[0].at_s <= at_s:
-            yield views.popleft()
-        while probes and probes[0].at_s <= at_s:
-            yield probes.popleft()
-        for _ in range(made.copies):
-            yield Due(at_s, "renders", made.viewer, made.render)
-        if made.view is not None:
-            views.append(Due(at_s + VIEW_AFTER_MS / 1000, "viewability", made.viewer, made.view))
-    yield from merge(views, probes, key=itemgetter(0))
+class _Probe(NamedTuple):
+    at_s: float
+    partition: int
+    key: bytes
+    render: bytes
 
 
-def _probes(start_ms: int, seconds: int, partition: int, partitions: int) -> Iterator[Due]:
+def _probes(start_ms: int, seconds: int, partitions: int) -> Iterator[_Probe]:
+    """Yield the probes of all partitions in the order of their times."""
+    each = [_probes_of(start_ms, seconds, number, partitions) for number in range(partitions)]
+    return merge(*each, key=itemgetter(0))
+
+
+def _probes_of(start_ms: int, seconds: int, partition: int, partitions: int) -> Iterator[_Probe]:
     for number, at_s in enumerate(probe_times(seconds, partition, partitions)):
         name = f"probe-{partition}-{number}"
         render = {
@@ -101,50 +95,104 @@ def _probes(start_ms: int, seconds: int, partition: int, partitions: int) -> Ite
             "slot_id": "slot-0",
             "price": "2.5",
         }
-        yield Due(at_s, "renders", name.encode(), json.dumps(render).encode(), partition)
+        yield _Probe(at_s, partition, name.encode(), json.dumps(render).encode())
 
 
-def _send(rate: int, seconds: int, partitions: int) -> Sent:
-    failures: list[Any] = []
-    producer = Producer(
-        {
-            "bootstrap.servers": os.environ["STREAMS_BROKER"],
-            "linger.ms": _LINGER_MS,
-            "partitioner": "murmur2_random",
-            "queue.buffering.max.messages": 1_000_000,
-            "delivery.report.only.error": True,
-            "on_delivery": lambda error, _: failures.append(error),
-        }
+class _Schedule:
+    """Gives the records of a load when they are due: (topic, key, value, partition), in the order of their times."""
+
+    def __init__(self, load: Load, seconds: int, partitions: int) -> None:
+        self.ends_s = seconds + VIEW_AFTER_MS / 1000
+        self._rate = load.renders_a_second
+        self._partitions = partitions
+        self._made = load.made()
+        self._unseen = deque[Made]()
+        """Whose views are still to come, if they have one,"""
+        self._rendered = self._viewed = 0
+        """and how many impressions were rendered, and seen."""
+        self._probes = deque(_probes(load.start_ms, seconds, partitions))
+
+    def due(self, until_s: float) -> Iterator[tuple[str, bytes, bytes, int]]:
+        """Yield what is due until a time, in seconds after the start, and was not given yet."""
+        partitions = self._partitions
+        while self._probes and self._probes[0].at_s <= until_s:
+            probe = self._probes.popleft()
+            yield "renders", probe.key, probe.render, probe.partition
+        rendered = int(until_s * self._rate)
+        for made in islice(self._made, rendered - self._rendered):
+            for _ in range(made.copies):
+                yield "renders", made.viewer, made.render, crc32(made.viewer) % partitions
+            self._unseen.append(made)
+        self._rendered = max(self._rendered, rendered)
+        viewed = int((until_s - VIEW_AFTER_MS / 1000) * self._rate)
+        for _ in range(min(viewed - self._viewed, len(self._unseen))):
+            made = self._unseen.popleft()
+            if made.view is not None:
+                yield "viewability", made.viewer, made.view, crc32(made.viewer) % partitions
+        self._viewed = max(self._viewed, viewed)
+
+
+class _Batches:
+    """What is due, as a batch for each partition of each topic."""
+
+    def __init__(self, producer: AIOKafkaProducer, prefix: str) -> None:
+        self.undelivered = 0
+        self._producer = producer
+        self._prefix = prefix
+
+    async def send(self, records: Iterator[tuple[str, bytes, bytes, int]]) -> None:
+        """Send records as soon as those before them are on their way. Raises RuntimeError if they are too many."""
+        batches: dict[tuple[str, int], Any] = {}
+        now_ms = int(time.time() * 1000)
+        for topic, key, value, partition in records:
+            place = topic, partition
+            if place not in batches:
+                batches[place] = self._producer.create_batch()
+            if batches[place].append(timestamp=now_ms, key=key, value=value) is None:
+                raise RuntimeError(f"more than {_BATCH_BYTES} bytes are due at once")
+        for (topic, partition), batch in batches.items():
+            sent = await self._producer.send_batch(batch, self._prefix + topic, partition=partition)
+            sent.add_done_callback(partial(self._note, batch.record_count()))
+
+    def _note(self, number: int, sent: "asyncio.Future[Any]") -> None:
+        if sent.cancelled() or sent.exception() is not None:
+            self.undelivered += number
+
+
+async def _send(rate: int, seconds: int, partitions: int) -> Sent:
+    producer = AIOKafkaProducer(
+        bootstrap_servers=os.environ["STREAMS_BROKER"],
+        acks="all",
+        max_batch_size=_BATCH_BYTES,
+        max_request_size=32 << 20,
     )
-    prefix = os.environ["STREAMS_TOPIC_PREFIX"]
-    producer.list_topics(prefix + "renders", timeout=10)
-    start_s, start_ms = time.monotonic() + _LEAD_S, int((time.time() + _LEAD_S) * 1000)
-    print(json.dumps([start_s, start_ms]), flush=True)
-    records = schedule(load_of(rate, seconds, start_ms), seconds, partitions)
-    behind_max_s, behind_s = _send_in_time(producer, prefix, records, start_s)
-    undelivered = producer.flush(60) + len(failures)
-    return Sent(behind_max_s * 1000, behind_s, undelivered, time.process_time())
+    async with producer:
+        prefix = os.environ["STREAMS_TOPIC_PREFIX"]
+        for topic in ("renders", "viewability"):
+            await producer.partitions_for(prefix + topic)
+        start_s, start_ms = time.monotonic() + _LEAD_S, int((time.time() + _LEAD_S) * 1000)
+        print(json.dumps([start_s, start_ms]), flush=True)
+        schedule, batches = _Schedule(load_of(rate, seconds, start_ms), seconds, partitions), _Batches(producer, prefix)
+        behind_max_s, behind_s = await _send_in_time(schedule, batches, start_s)
+        await producer.flush()
+        return Sent(behind_max_s * 1000, behind_s, batches.undelivered, time.process_time())
 
 
-def _send_in_time(producer: Producer, prefix: str, records: Iterator[Due], start_s: float) -> tuple[float, float]:
+async def _send_in_time(schedule: _Schedule, batches: _Batches, start_s: float) -> tuple[float, float]:
     """Send each record at its time, or else as soon as can be.
 
     Return how far behind that fell at most, and how long it was more than BEHIND_S behind, both in seconds.
     """
     behind_max_s = behind_s = 0.0
-    now = time.monotonic()
-    for at_s, topic, key, value, partition in records:
-        due = start_s + at_s
-        if due > now:  # of what was due by then all is sent
-            producer.poll(0)
-            before, now = now, time.monotonic()
-            while due > now:
-                time.sleep(max(due - now, _REST_S))
-                now = time.monotonic()
-            behind_max_s = max(behind_max_s, now - due)
-            if now - due > BEHIND_S:
-                behind_s += now - before
-        send(producer, prefix + topic, key, value, **({} if partition is None else {"partition": partition}))
+    until_s, now_s = 0.0, time.monotonic() - start_s
+    while until_s < schedule.ends_s:
+        await asyncio.sleep(max(0.0, until_s + _TICK_S - now_s))
+        before_s, now_s = now_s, time.monotonic() - start_s
+        oldest_s, until_s = until_s, min(now_s, until_s + _LONGEST_TICK_S)
+        await batches.send(schedule.due(until_s))
+        behind_max_s = max(behind_max_s, now_s - oldest_s)
+        if now_s - oldest_s > BEHIND_S:
+            behind_s += now_s - before_s
     return behind_max_s, behind_s
 
 
@@ -154,7 +202,7 @@ def main() -> None:
     for name in ("rate", "seconds", "partitions"):
         parser.add_argument(f"--{name}", type=int, required=True)
     options = parser.parse_args()
-    print(json.dumps(_send(options.rate, options.seconds, options.partitions)._asdict()))
+    print(json.dumps(asyncio.run(_send(options.rate, options.seconds, options.partitions))._asdict()))
 
 
 if __name__ == "__main__":
