@@ -123,13 +123,13 @@ class _Schedule:
             for _ in range(made.copies):
                 yield "renders", made.viewer, made.render, crc32(made.viewer) % partitions
             self._unseen.append(made)
-        self._rendered = max(self._rendered, rendered)
-        viewed = int((until_s - VIEW_AFTER_MS / 1000) * self._rate)
+        self._rendered = rendered
+        viewed = max(0, int((until_s - VIEW_AFTER_MS / 1000) * self._rate))
         for _ in range(min(viewed - self._viewed, len(self._unseen))):
             made = self._unseen.popleft()
             if made.view is not None:
                 yield "viewability", made.viewer, made.view, crc32(made.viewer) % partitions
-        self._viewed = max(self._viewed, viewed)
+        self._viewed = viewed
 
 
 class _Batches:

@@ -175,6 +175,6 @@ def test_ratios_of_many_cells_are_those_of_each_correctly_rounded_whatever_the_o
 
 @THOROUGH
 @given(st.lists(cells, max_size=4))
-def test_nano_units_as_currency_units_are_correctly_rounded(many):
-    units = rates.in_units(Columns(many)["spend"]).tolist()
+def test_spend_in_currency_units_is_correctly_rounded(many):
+    units = rates.spend(Columns(many)).tolist()
     assert units == [float(Fraction(one.spend, 10**9)) for one in many]

@@ -622,3 +622,20 @@ def test_those_that_serve_most_are_shown_by_name_whichever_partition_adds_them_u
     shown = at_once(in_steps(Reading({}, rollups, {}, 0, None, up_to_date=True), 3))
     assert {line.series.campaign_id for line in shown.billed} == {"c", "a", "d"}
     assert (shown.overflow, [cell.served for line in shown.others for cell in line.windows or ()]) == (2, [3])
+
+
+def test_what_comes_while_a_page_is_written_changes_nothing_of_those_without_a_name():
+    euro = Series("b", "EUR", "adserver")
+    total = rollup(
+        partial(head(1, time=5_000), {0: served(9)}), partial(head(2, time=5_000), {0: served(1)}, series=euro)
+    )
+    steps, lines = in_steps(Reading({}, {0: total}, {}, 0, None, up_to_date=True), 1), None
+    for seq in range(3, 9):
+        try:
+            next(steps)
+        except StopIteration as end:
+            lines = end.value
+            break
+        total.apply(partial(head(seq, time=5_000), {0: served(seq)}, series=euro))
+    assert lines is not None
+    assert [line.windows[0].served for line in lines.others] == [3]  # as it was after the one step before

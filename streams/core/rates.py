@@ -59,7 +59,7 @@ class Rate:
 
     def __init__(self, numerator: str, denominator: str, times: int = 1, over: int = 1) -> None:
         self._numerator, self._denominator = numerator, denominator
-        common = gcd(times, over)
+        common = gcd(times, over)  # the smaller both are, the larger figures are exact as floats
         self._times, self._over = times // common, over // common
 
     def __call__(self, cell: Cell, min_sample: int = 1) -> float | None:
@@ -76,9 +76,9 @@ class Rate:
         return ratios
 
 
-def in_units(nano: Column) -> Column:
-    """Return nano-units as currency units, each correctly rounded."""
-    return _quotients(nano, 1, np.ones(1, np.int64), NANO)
+def spend(columns: Columns) -> Column:
+    """Return what each of many cells cost in currency units, correctly rounded."""
+    return _quotients(columns["spend"], 1, np.ones(1, np.int64), NANO)
 
 
 def _quotients(numerators: Column, times: int, denominators: Column, over: int) -> Column:

@@ -42,9 +42,9 @@ def pages(
             now += step_ms
         touched = [Touched(series, pane, cell) for series, cell in cells]
         rollup.apply(Partial(0, _head(seq := seq + 1, pane), touched))
-    # mypy does not see that nothing is done here while `now` is None.
-    for at in range(0, 0 if now is None else max(windows.values()) + step_ms, step_ms):
-        yield now + at, _scrape(rollup, collector, seq := seq + 1, now + at)  # type: ignore[operator]
+    if now is not None:
+        for at in range(0, max(windows.values()) + step_ms, step_ms):
+            yield now + at, _scrape(rollup, collector, seq := seq + 1, now + at)
 
 
 def _head(seq: int, ts_ms: int) -> Head:

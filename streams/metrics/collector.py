@@ -5,6 +5,7 @@ Series end when their campaign ends, a ratio without denominator has no series, 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import compress
+from operator import itemgetter
 from typing import Final
 
 import numpy as np
@@ -16,7 +17,7 @@ from streams.core.campaigns import Campaigns
 from streams.core.delta import NEVER
 from streams.core.events import NO_CURRENCY, TOPICS
 from streams.core.panes import Cell
-from streams.core.rates import Columns
+from streams.core.rates import Column, Columns
 from streams.core.rules import OUTCOME_NAMES
 from streams.core.traffic import INVALID_REASONS
 from streams.metrics.exposition import Families, Labels, Table
@@ -25,26 +26,26 @@ from streams.wire.events import REASONS
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no types there
 
-_Figures = Sequence[tuple[str, str, str]]
-"""Name, documentation, and which figure of a cell it is."""
+_Figures = Sequence[tuple[str, str, Callable[[Columns], Column]]]
+"""Name, documentation, and what it is of many cells."""
 _Rates = Sequence[tuple[str, str, rates.Rate]]
 
 _TOTALS: Final[_Figures] = [
-    ("ads_served_impressions", "Impressions that count", "served"),
-    ("ads_measurable_impressions", "Served impressions whose viewability was measured", "measurable"),
-    ("ads_viewable_impressions", "Measurable impressions that met the standard", "viewable"),
-    ("ads_clicks", "Clicks that count", "clicks"),
-    ("ads_spend", "What the served impressions cost, in currency units", "spend"),
-    ("ads_gross_impressions", "Served and invalid impressions", "gross"),
-    ("ads_declared_refresh_impressions", "Served impressions declared to be refreshes", "declared"),
-    ("ads_over_cap_impressions", "Served impressions beyond the frequency cap", "over_cap"),
+    ("ads_served_impressions", "Impressions that count", itemgetter("served")),
+    ("ads_measurable_impressions", "Served impressions whose viewability was measured", itemgetter("measurable")),
+    ("ads_viewable_impressions", "Measurable impressions that met the standard", itemgetter("viewable")),
+    ("ads_clicks", "Clicks that count", itemgetter("clicks")),
+    ("ads_spend", "What the served impressions cost, in currency units", rates.spend),
+    ("ads_gross_impressions", "Served and invalid impressions", itemgetter("gross")),
+    ("ads_declared_refresh_impressions", "Served impressions declared to be refreshes", itemgetter("declared")),
+    ("ads_over_cap_impressions", "Served impressions beyond the frequency cap", itemgetter("over_cap")),
 ]
 _WINDOWS: Final[_Figures] = [
-    ("ads_window_served", "Impressions that count in the window", "served"),
-    ("ads_window_measurable", "Measurable impressions in the window", "measurable"),
-    ("ads_window_viewable", "Viewable impressions in the window", "viewable"),
-    ("ads_window_clicks", "Clicks of the window's impressions", "clicks"),
-    ("ads_window_spend", "What the window's impressions cost, in currency units", "spend"),
+    ("ads_window_served", "Impressions that count in the window", itemgetter("served")),
+    ("ads_window_measurable", "Measurable impressions in the window", itemgetter("measurable")),
+    ("ads_window_viewable", "Viewable impressions in the window", itemgetter("viewable")),
+    ("ads_window_clicks", "Clicks of the window's impressions", itemgetter("clicks")),
+    ("ads_window_spend", "What the window's impressions cost, in currency units", rates.spend),
 ]
 _MONEY_RATES: Final[_Rates] = [
     ("ads_cpm", "Spend x 1000 / served, in currency units", rates.cpm),
@@ -58,10 +59,10 @@ _COUNT_RATES: Final[_Rates] = [
     ("ads_ctr", "Clicks / served", rates.ctr),
 ]
 _SEGMENTS: Final[_Figures] = [
-    ("ads_segment_served", "Impressions of the segment that count", "served"),
-    ("ads_segment_measurable", "Measurable impressions of the segment", "measurable"),
-    ("ads_segment_viewable", "Viewable impressions of the segment", "viewable"),
-    ("ads_segment_clicks", "Clicks of the segment's impressions", "clicks"),
+    ("ads_segment_served", "Impressions of the segment that count", itemgetter("served")),
+    ("ads_segment_measurable", "Measurable impressions of the segment", itemgetter("measurable")),
+    ("ads_segment_viewable", "Viewable impressions of the segment", itemgetter("viewable")),
+    ("ads_segment_clicks", "Clicks of the segment's impressions", itemgetter("clicks")),
 ]
 _SEGMENT_RATES: Final[_Rates] = [
     ("ads_segment_viewable_rate", "Viewable / measurable of the segment", rates.viewable_rate),
@@ -208,8 +209,7 @@ class Collector:
 
 def _figures(families: _Figures, kind: str, labels: Sequence[bytes], columns: Columns) -> Families:
     for name, text, figure in families:
-        values = rates.in_units(columns[figure]) if figure == "spend" else columns[figure]
-        yield Table(name, text, kind, labels, values)
+        yield Table(name, text, kind, labels, figure(columns))
         yield None
 
 

@@ -5,7 +5,7 @@ line, so a page of 5,000 campaigns would hold the worker for most of a second; h
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from itertools import chain, compress, islice
+from itertools import chain, compress
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -63,9 +63,9 @@ class Labels:
         known, rows = self._known.get(names, {}), [*rows]
         yield None
         if rows != [*known]:
-            texts, coming = dict[tuple[str, ...], list[bytes]](), iter(rows)
-            while piece := list(islice(coming, _AT_ONCE)):
-                texts |= {row: known.get(row) or _texts(names, row, each) for row in piece}
+            texts: dict[tuple[str, ...], list[bytes]] = {}
+            for start in range(0, len(rows), _AT_ONCE):
+                texts |= {row: known.get(row) or _texts(names, row, each) for row in rows[start : start + _AT_ONCE]}
                 yield None
             known = self._known[names] = texts
         return [*chain.from_iterable(known.values())]

@@ -126,24 +126,22 @@ def _names(rollups: Iterable[Rollup], max_campaigns: int) -> Generator[None, Non
 
 
 def _others(reading: Reading, named: Iterable[Iterable[Account]]) -> list[Line]:
-    """Return what all that are billed have together, less those of each rollup that are shown by name.
+    """Return what all that are billed have together, less those that are shown by name, a line a currency.
 
-    A line a currency.
-
-    All of it is read at this moment: what came between would be told of the wrong ones.
+    `named` are the latter, of each rollup in turn. All of it is read at this moment: what came between would be told of
+    the wrong ones.
     """
-    everyone: dict[str, list[Cell]] = {}
-    shown_by_name: dict[str, list[Cell]] = {}
+    rest: dict[str, list[Cell]] = {}
     for rollup, accounts in zip(reading.rollups.values(), named, strict=True):
         time = shown_time(rollup, reading.quiet_ms)
         for currency, sums in rollup.accounts.together(time).items():
-            _add(everyone.setdefault(currency, [Cell() for _ in sums]), sums)
-            shown_by_name.setdefault(currency, [Cell() for _ in sums])
+            others = rest.get(currency) or [Cell() for _ in sums]  # new ones: what all have together goes on changing
+            rest[currency] = [*map(Cell.plus, others, sums)]
         for account in accounts:
             windows = rollup.rolling(account).at(time) if account.is_billed() else None
             if windows is not None:
-                _add(shown_by_name[account.series.currency], windows)
-    rest = {currency: [*map(Cell.less, sums, shown_by_name[currency])] for currency, sums in everyone.items()}
+                currency = account.series.currency
+                rest[currency] = [*map(Cell.less, rest[currency], windows)]
     return [
         Line(Series(OTHER, name, ""), Cell(), sums) for name, sums in rest.items() if any(map(NOTHING.__ne__, sums))
     ]
@@ -179,11 +177,6 @@ def _loudest(sources: Mapping[str, int]) -> Collection[str]:
     if len(sources) <= MAX_SOURCES:
         return sources
     return set(nlargest(MAX_SOURCES, sources, key=lambda name: (sources[name], name)))
-
-
-def _add(sums: list[Cell], cells: list[Cell]) -> None:
-    for total, cell in zip(sums, cells, strict=True):
-        total.add(cell)
 
 
 def shown_time(rollup: Rollup, quiet_ms: int) -> int:

@@ -38,7 +38,7 @@ def decoder(topic: str) -> Callable[[Sequence[bytes | None]], list[Event | Malfo
     def decode_batch(values: Sequence[bytes | None]) -> list[Event | Malformed]:
         try:
             if b"".join(values).isascii():  # type: ignore[arg-type]  # a value that is None raises
-                events: list[Event | Malformed] = [*map(decode, values)]  # type: ignore[arg-type]
+                events: list[Event | Malformed] = [*map(decode, values)]  # type: ignore[arg-type]  # there is none here
                 check(events)
                 return events
         except (TypeError, *_ERRORS):
