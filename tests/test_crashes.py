@@ -17,10 +17,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pytest
+
 from benchmarks.journal import preload
 from streams.cli.demo import observed
 from streams.core.events import TOPICS
 from streams.core.money import nano_of
+from streams.kafka.app import ROLLUP_COMMIT_S
 from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.crash import POINTS
 from streams.kafka.topics import PARTIALS
@@ -229,17 +232,18 @@ def test_a_worker_that_is_killed_with_5_million_remembered_impressions_counts_ag
     assert seconds < REMEMBERS_S
 
 
-def test_a_worker_that_slept_through_its_session_writes_nothing_when_it_wakes_up(
+@pytest.mark.parametrize("step", ["journal", "partials", "rows"])
+def test_a_worker_that_sleeps_through_its_session_with_something_to_write_never_writes_it_and_ends(
+    step: str,
     broker: EmbeddedBroker,
     topics: str,  # noqa: F811
     tmp_path: Path,
 ) -> None:
     with (
         load(broker, topics, tmp_path, rate=2_000) as running,
-        WorkerProcess(broker.bootstrap, topics, **SESSION) as old,
+        WorkerProcess(broker.bootstrap, topics, crash_at=f"{step}:4:SIGSTOP", **SESSION) as old,
     ):
-        wait_until(lambda: consumed(old) > 5_000, "it is at work")
-        old.signal(signal.SIGSTOP)
+        old.wait_asleep()
         with WorkerProcess(broker.bootstrap, topics, **SESSION) as new:
             wait_until(lambda: new.metric("streams_partitions_assigned") == PARTITIONS, "another one has taken over")
             known = consumed(new)
@@ -251,8 +255,39 @@ def test_a_worker_that_slept_through_its_session_writes_nothing_when_it_wakes_up
             assert_settles(truth, new)
             assert new.terminate()[0] == 0
     assert_as_recounted(broker.bootstrap, topics, PARTITIONS, truth)
+    assert_spoken_in_turn(broker, topics)
+
+
+def test_a_worker_that_sleeps_through_its_session_with_all_written_ends_or_is_a_member_again(
+    broker: EmbeddedBroker,
+    topics: str,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    with WorkerProcess(broker.bootstrap, topics, idle="0", **SESSION) as old:
+        with load(broker, topics, tmp_path, rate=2_000) as running:
+            wait_until(lambda: consumed(old) > 5_000, "it is at work")
+            truth = running.stop()
+        assert_settles(truth, old)
+        time.sleep(3 * ROLLUP_COMMIT_S)  # what is shown is not all written yet
+        old.signal(signal.SIGSTOP)
+        with WorkerProcess(broker.bootstrap, topics, idle="0", **SESSION) as new:
+            wait_until(lambda: new.metric("streams_partitions_assigned") == PARTITIONS, "another one has taken over")
+            assert_settles(truth, new)
+            old.signal(signal.SIGCONT)
+            # Which comes first when it wakes up: what the group says of it, or what the new owner has told stage 2?
+            half = PARTITIONS // 2
+            wait_until(lambda: new.metric("streams_partitions_assigned") == half or old.code() == 1, "it was told")
+            members = [new] if old.code() == 1 else [old, new]
+            assert_settles(truth, *members)
+            assert all(worker.terminate()[0] == 0 for worker in members)
+    assert_as_recounted(broker.bootstrap, topics, PARTITIONS, truth)
+    assert_spoken_in_turn(broker, topics)
+
+
+def assert_spoken_in_turn(broker: EmbeddedBroker, prefix: str) -> None:
+    """Of each partition, no owner has told the other stage anything after a later one did."""
     epochs: dict[tuple[int, int], int] = {}
-    for record in sorted(read_topic(broker.bootstrap, topics + PARTIALS, PARTITIONS), key=place):
+    for record in sorted(read_topic(broker.bootstrap, prefix + PARTIALS, PARTITIONS), key=place):
         partial = decode_partial(record.value())
         source = (record.partition(), partial.partition)
         assert partial.head.epoch >= epochs.get(source, 0), "an old owner spoke after the new one"

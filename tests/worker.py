@@ -116,11 +116,23 @@ class WorkerProcess:
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
 
+    def code(self) -> int | None:
+        """Return the exit code, None before the end."""
+        return self._process.poll()
+
     def wait(self) -> int:
         """Wait for the end; return the exit code."""
-        code = self._process.wait(PATIENCE_S)
+        try:
+            code = self._process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired as late:
+            raise AssertionError("it goes on, and the log ends with:\n" + "\n".join(self.log[-12:])) from late
         self._reader.join()
         return code
+
+    def wait_asleep(self) -> None:
+        """Wait until it was stopped by a signal."""
+        how = os.WSTOPPED | os.WNOWAIT | os.WNOHANG
+        wait_until(lambda: os.waitid(os.P_PID, self._process.pid, how) is not None, "the worker falls asleep")
 
     def kill(self) -> None:
         self._process.kill()

@@ -1,7 +1,7 @@
 """Where a test lets a worker die, or a retry: before and after each step of a commit, as if it were killed there.
 
-`STREAMS_CRASH_AT=journal:3` kills the process when it comes to the step `journal` for the third time. No setting, and
-without it nothing happens.
+`STREAMS_CRASH_AT=journal:3` kills the process when it comes to the step `journal` for the third time, and with
+`journal:3:SIGSTOP` it falls asleep there. No setting, and without it nothing happens.
 """
 
 import os
@@ -17,7 +17,7 @@ POINTS: Final = (
 RETRY_POINTS: Final = ("retrying", "sent")
 """Those of `streams dlq retry`."""
 
-_point, _, _times = os.environ.get("STREAMS_CRASH_AT", "").partition(":")
+_point, _times, _signal, *_ = [*os.environ.get("STREAMS_CRASH_AT", "").split(":"), "", ""]
 _reached: Counter[str] = Counter()
 
 
@@ -25,5 +25,5 @@ def reached(point: str) -> None:
     """Take note that a worker has come to a point; the one that it is to die at is its last."""
     if point == _point:
         _reached[point] += 1
-        if _reached[point] >= int(_times or 1):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if _reached[point] == int(_times or 1):
+            os.kill(os.getpid(), signal.Signals[_signal or "SIGKILL"])
