@@ -6,10 +6,8 @@ import json
 import random
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,40 +112,22 @@ def test_a_wrong_clock_of_a_sender_closes_nothing(broker: EmbeddedBroker, topics
         assert (worker.metric("streams_stream_time_seconds", topic="renders") or 0) / PARTITIONS * 1000 < ts + MIN
 
 
-STALLED = "Thread keepalive is not responding"
-"""What Faust says of a loop that did not turn for two seconds of the monotonic clock."""
-
-
-@contextmanager
-def watched() -> Iterator[list[float]]:
-    """Look at the monotonic clock every 50 ms in a process whose clock is right; the seconds from look to look."""
-    pauses, ended = [0.0], threading.Event()
-
-    def look() -> None:
-        before = time.monotonic()
-        while not ended.wait(0.05):
-            now = time.monotonic()
-            pauses.append(now - before)
-            before = now
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield pauses
-    finally:
-        ended.set()
-        thread.join()
-
-
 @pytest.fixture
 def stepped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that says by how much the wall clock of processes that start now is wrong, and nothing else."""
+    """A file that says by how much the wall clock of processes that start now is wrong.
+
+    libfaketime 0.9.10 mistakes the time until which a condition is waited for by the monotonic clock for one of the
+    wall clock, so each such wait is over at once. Python's threads wait for each other like this, and hold a lock
+    meanwhile that is needed to give way: on a busy machine an answer took 1 to 3 s instead of 0.06.
+    FAKETIME_WAIT_MS says how long all of these waits last: 5 ms, as Python has it.
+    """
     [library] = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1") or [None]
     assert library, "libfaketime is needed: apt-get install faketime"
     clock = tmp_path / "clock"
     clock.write_text("+0")
     for name, value in {"LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1",
-                        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}.items():  # fmt: skip
+                        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1",
+                        "FAKETIME_WAIT_MS": "5", "FAKETIME_FORCE_MONOTONIC_FIX": "1"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     return clock
 
@@ -157,7 +137,7 @@ def test_a_clock_that_is_stepped_by_an_hour_changes_no_number_and_misses_no_sess
 ) -> None:
     ts, steps = now_ms(), ("+3600", "-3600", "+0")
     wait_for_coordinator(broker, topics)
-    with watched() as pauses, WorkerProcess(broker.bootstrap, topics) as worker:
+    with WorkerProcess(broker.bootstrap, topics) as worker:
         monkeypatch.delenv("LD_PRELOAD")
         worker.ready()
         recovered = worker.metric("streams_recovery_duration_seconds")
@@ -172,10 +152,7 @@ def test_a_clock_that_is_stepped_by_an_hour_changes_no_number_and_misses_no_sess
         assert worker.metric("streams_recovery_duration_seconds") == recovered, "no rebalance: no heartbeat was missed"
         assert worker.get("/readyz")[0] == 200
         assert worker.terminate()[0] == 0
-    errors = [line for line in worker.log if '"level": "error"' in line]
-    if max(pauses) > 1:  # the machine let nobody run, and that is not the clock's doing
-        errors = [line for line in errors if STALLED not in line]
-    assert errors == [], max(pauses)
+    assert [line for line in worker.log if '"level": "error"' in line] == []
 
 
 def wait_for_coordinator(broker: EmbeddedBroker, prefix: str) -> None:
