@@ -193,6 +193,40 @@ def test_a_process_that_was_killed_is_told_in_a_line(tmp_path):
     assert stderr == f"streams: {GONE}: was it killed, as there is too little memory? Try --processes 1\n"
 
 
+ENDS_AS_IT_STARTS_HELPERS = """
+import asyncio, itertools, threading, time
+from multiprocessing import util
+from streams.kafka.produce import read_ahead
+from streams.sources.adapter import Options
+from streams.sources.pool import Judging, Task, as_lines, in_order
+
+def slowly(path, arguments, files, spawn=util.spawnv_passfds):
+    pid = spawn(path, arguments, files)
+    if "spawn_main" in str(arguments):
+        begun.set()
+        time.sleep(0.5)
+    return pid
+
+async def read(tasks):
+    async for _ in read_ahead(in_order(Judging("gam", Options(source="gam"), as_lines), tasks, 2)):
+        pass
+
+async def main():
+    tasks = (Task("NetworkBackfillImpressions_1", [b"KeyPart,TimeUsec2"], line, []) for line in itertools.count(2))
+    reading = asyncio.create_task(read(tasks))
+    await asyncio.to_thread(begun.wait)
+
+util.spawnv_passfds, begun = slowly, threading.Event()
+asyncio.run(main())
+"""
+
+
+def test_where_it_ends_while_others_are_started_to_help_none_of_them_complains():
+    command = [sys.executable, "-c", ENDS_AS_IT_STARTS_HELPERS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @contextmanager
 def endless(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
     """A run that reads an endless pipe and has asked other processes to help, and those."""

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, cycle, islice
 from multiprocessing import resource_tracker
@@ -122,24 +123,30 @@ def _helpers(judging: Judging, processes: int) -> Iterator[list[Connection]]:
 
     An executor of concurrent.futures would wait for ever for one that is killed in the middle of a result.
     """
+    with ExitStack() as stack:
+        # Python waits for this thread at its end, as it does not for a daemon's that may be what runs here: a process
+        # whose start was broken off would complain on standard error.
+        with ThreadPoolExecutor(1) as starter:
+            helpers = starter.submit(_start, judging, processes, stack).result()
+        yield helpers
+
+
+def _start(judging: Judging, processes: int, stack: ExitStack) -> list[Connection]:
+    """Start processes from a thread that ends afterwards; the stack closes the connections, then waits for them."""
+    resource_tracker.ensure_running()  # else the first process would have it started, and that lets SIGINT in again
+    # They inherit that it is blocked: Ctrl-C is for this process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     # Forked from a process that has threads, a process may wait for ever for a lock that one of them held.
     context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()  # else the first process would have it started, and that lets SIGINT in again
     helpers = []
-    with ExitStack() as stack:
-        # They inherit that it is blocked: Ctrl-C is for this process.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            for _ in range(processes):
-                own, its = context.Pipe()
-                helper = context.Process(target=_help, args=(its, judging, gc.get_threshold()), daemon=True)
-                helper.start()
-                its.close()
-                stack.callback(helper.join)
-                helpers.append(stack.enter_context(own))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        yield helpers
+    for _ in range(processes):
+        own, its = context.Pipe()
+        helper = context.Process(target=_help, args=(its, judging, gc.get_threshold()), daemon=True)
+        helper.start()
+        its.close()
+        stack.callback(helper.join)
+        helpers.append(stack.enter_context(own))
+    return helpers
 
 
 # --- in the other processes -------------------------------------------------------------------------------------------
