@@ -1,6 +1,7 @@
 """What tests on real Kafka share: one broker for the whole run, and names that no other test uses."""
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ GROUP = "impression-streams"
 
 # Tests start hundreds of processes. Where bytecode may not be kept, each would spend three seconds on compiling.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# A shell has what it starts in the background ignore Ctrl-C, and what is ignored is inherited: some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says something of the machine, and nothing of what is tested.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

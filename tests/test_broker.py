@@ -216,8 +216,6 @@ input()
 
 
 def start_command(directory: Path) -> "subprocess.Popen[str]":
-    # A shell lets what it starts in the background ignore Ctrl-C, and what is ignored is inherited.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     command = [STREAMS, "broker", "--port", "0", "--dir", directory]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -233,13 +233,8 @@ def endless(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", list[int]]]
     path = folder / "NetworkBackfillImpressions_1"
     os.mkfifo(path)
     command = [sys.executable, "-m", "streams.cli", "ingest", "gam", str(path), "--out", str(folder / "out")]
-    # Where tests run in the background of a shell, SIGINT is ignored, and what they start would inherit that.
     with subprocess.Popen(
-        [*command, "--processes", "2"],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (no threads here yet)
+        [*command, "--processes", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         stop = threading.Event()
         feeder = threading.Thread(target=_feed, args=(path, stop))
