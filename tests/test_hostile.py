@@ -126,8 +126,7 @@ def stepped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     clock = tmp_path / "clock"
     clock.write_text("+0")
     for name, value in {"LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1",
-                        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1",
-                        "FAKETIME_WAIT_MS": "5", "FAKETIME_FORCE_MONOTONIC_FIX": "1"}.items():  # fmt: skip
+                        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_WAIT_MS": "5"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     return clock
 
