@@ -1,9 +1,7 @@
 """The batch transport: what it overrides of Faust, and that the private parts it uses are still there."""
 
 import asyncio
-import gc
 import inspect
-import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,14 +10,9 @@ import faust
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
-from aiokafka.consumer import fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from aiokafka.consumer.subscription_state import TopicPartitionState
 from aiokafka.errors import MessageSizeTooLargeError
 from aiokafka.producer import message_accumulator, sender
-from aiokafka.protocol import fetch
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from aiokafka.record.memory_records import MemoryRecords
 from faust.app.base import App as FaustApp
 from faust.tables.manager import TableManager
 from faust.transport import consumer as stock
@@ -30,23 +23,15 @@ from streams.core.campaigns import Campaigns
 from streams.core.events import RENDERS, TOPICS
 from streams.kafka.app import PLENTY, Worker
 from streams.kafka.broker import EmbeddedBroker
+from streams.kafka.fetch import Batches
 from streams.kafka.tables import Outbox, PartitionTable, Tables
 from streams.kafka.transport import (
-    BEHIND,
-    BEHIND_WAIT_MS,
-    FETCH_WAIT_MS,
-    UNBOUNDED,
-    Batches,
     BatchSchema,
     Consumer,
     ConsumerThread,
     Producer,
     RecordBatch,
     Transport,
-    fetch_ahead,
-    hand_on,
-    take_parsed,
-    take_unparsed,
 )
 from streams.settings import load
 from tests.conftest import create_topics
@@ -91,10 +76,6 @@ def record(topic: str, partition: int, offset: int, key: bytes = b"k", value: by
         (driver.AIOKafkaConsumerThread, "_ensure_consumer"),
         (GroupCoordinator, "_do_heartbeat"),
         (stock.Consumer, "on_partitions_assigned"),
-        (fetcher.Fetcher, "_proc_fetch_request"),
-        (fetcher.FetchResult, "check_assignment"),
-        (fetcher.FetchResult, "has_more"),
-        (fetcher.FetchResult, "_update_position"),
         (TableManager, "_update_channels"),
         (TableManager, "wait_until_recovery_completed"),
         (TableManager, "on_actives_ready"),
@@ -110,14 +91,6 @@ def test_what_is_overridden_or_called_still_exists_in_faust(owner: Any, name: st
 
 
 def test_the_fetcher_still_keeps_what_the_thread_reaches_into() -> None:
-    assert "self._records[tp] = FetchResult(" in inspect.getsource(fetcher.Fetcher._proc_fetch_request)
-    assert "self._partition_records" in inspect.getsource(fetcher.FetchResult.__init__)
-    unpack = inspect.getsource(fetcher.PartitionRecords._unpack_records)
-    assert "while records.has_next():\n            next_batch = records.next_batch()" in unpack
-    assert "if record.offset < self.next_fetch_offset" in unpack
-    assert "self.next_fetch_offset = next_batch.next_offset" in unpack
-    assert "res_or_error.getall(max_records)" in inspect.getsource(fetcher.Fetcher.fetched_records)
-    assert "consumed_to(self._partition_records.next_fetch_offset)" in inspect.getsource(fetcher.FetchResult)
     assert "self._request_timeout_ms / 1000" in inspect.getsource(AIOKafkaProducer.send)
     assert "MessageBatch(tp, builder, self._batch_ttl" in inspect.getsource(message_accumulator.MessageAccumulator)
     assert "await self._get_conn(node_id" in inspect.getsource(AIOKafkaClient.ready)
@@ -126,91 +99,6 @@ def test_the_fetcher_still_keeps_what_the_thread_reaches_into() -> None:
     assert "self._sender.client.send(" in inspect.getsource(sender.BaseHandler)
     assert "fetch_max_wait_ms=self._fetch_max_wait_ms" in inspect.getsource(AIOKafkaConsumer.start)
     assert "fetch_min_bytes=self._fetch_min_bytes" in inspect.getsource(AIOKafkaConsumer.start)
-    assert "backoff=self._prefetch_backoff" in inspect.getsource(fetcher.Fetcher._proc_fetch_request)
-    assert "self._records_iterator = self._unpack_records()" in inspect.getsource(fetcher.PartitionRecords.__init__)
-    assert "self._in_flight.discard(node_id)" in inspect.getsource(fetcher.Fetcher._fetch_requests_routine)
-    assert "self._max_wait_ms" in inspect.getsource(fetch.FetchRequest.build)
-
-
-def fetch_of(values: list[bytes]) -> fetcher.FetchResult:
-    """Return a fetch of one batch of records, which is about to be handed on."""
-    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
-    for offset, value in enumerate(values):
-        builder.append(offset, 1_000, b"k", value, [])
-    place = TP("renders", 0)
-    records = MemoryRecords(bytes(builder.build()))
-    source = fetcher.PartitionRecords(place, records, [], 0, None, None, True, fetcher.READ_UNCOMMITTED)
-    state = SimpleNamespace(paused=False, position=0, consumed_to=lambda offset: None)
-    assignment = SimpleNamespace(active=True, state_value=lambda _: state)
-    return fetcher.FetchResult(place, assignment=assignment, partition_records=source, backoff=0)
-
-
-@pytest.mark.parametrize(("take", "parses"), [(take_parsed(UNBOUNDED), True), (take_unparsed, False)])
-def test_what_was_fetched_is_gone_from_memory_as_soon_as_it_is_handed_on(take: Any, parses: bool) -> None:
-    fetched = fetch_of([b"a", b"b"])
-    source = weakref.ref(fetched._partition_records)
-    whole = weakref.ref(fetched)
-    gc.disable()
-    try:
-        hand_on(fetched, take)
-        taken = fetched.getall(None)
-        assert [record.value for record in (taken if parses else taken[0].records())] == [b"a", b"b"]
-        assert source() is None
-        del fetched
-        assert whole() is None
-    finally:
-        gc.enable()
-
-
-def test_what_lies_before_the_offset_that_was_asked_for_is_not_handed_on() -> None:
-    fetched = fetch_of([b"a", b"b", b"c"])
-    fetched._partition_records.next_fetch_offset = fetched._assignment.state_value(None).position = 1
-    (taken,) = take_unparsed(fetched)
-    assert [record.value for record in taken.records()] == [b"b", b"c"]
-    assert fetched._partition_records is None
-
-
-async def test_a_fetch_is_no_longer_under_way_when_its_task_ends() -> None:
-    """aiokafka notes it a moment later: who looks in between fetches nothing for 0.2 s."""
-
-    async def answer(assignment: Any, node: int, request: Any) -> bool:
-        assert under_way == {7}
-        return True
-
-    under_way = {7}
-    one = SimpleNamespace(_records={}, _proc_fetch_request=answer, _in_flight=under_way)
-    fetch_ahead(SimpleNamespace(_fetcher=one), take_unparsed)
-    assert await one._proc_fetch_request(None, 7, None)
-    assert under_way == set()
-
-
-@pytest.mark.parametrize(
-    ("position", "highwater", "waits"),
-    [
-        (0, BEHIND + 1, BEHIND_WAIT_MS),
-        (0, BEHIND, FETCH_WAIT_MS),
-        (7, BEHIND + 7, FETCH_WAIT_MS),
-        (None, BEHIND + 1, FETCH_WAIT_MS),
-        (0, None, FETCH_WAIT_MS),
-    ],
-)
-async def test_a_fetch_for_others_waits_briefly_while_a_partition_with_records_left_is_behind(
-    position: int | None, highwater: int | None, waits: int
-) -> None:
-    async def answer(assignment: Any, node: int, request: Any) -> bool:
-        return True
-
-    state = TopicPartitionState(None)
-    if position is not None:
-        state.seek(position)
-    state.highwater = highwater
-    assignment = SimpleNamespace(state_value={"renders": state}.get)
-    for left, wait in (({"renders": None}, waits), ({}, FETCH_WAIT_MS), ({"gone": None}, FETCH_WAIT_MS)):
-        one = SimpleNamespace(_records=left, _proc_fetch_request=answer, _in_flight={7})
-        fetch_ahead(SimpleNamespace(_fetcher=one), take_unparsed)
-        request = SimpleNamespace(_max_wait_ms=FETCH_WAIT_MS)
-        await one._proc_fetch_request(assignment, 7, request)
-        assert request._max_wait_ms == wait
 
 
 def test_a_thread_and_a_worker_that_end_in_any_order_end_in_order() -> None:

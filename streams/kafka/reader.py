@@ -15,8 +15,8 @@ from streams.core.events import RENDERS, TOPICS, Malformed
 from streams.core.rules import MINUTE
 from streams.kafka.backlog import Backlog, Chunk, chunks
 from streams.kafka.connection import Broker, Connection
+from streams.kafka.fetch import fetch_ahead, take_parsed
 from streams.kafka.topics import Topic, TopicAdmin, TopicsError
-from streams.kafka.transport import fetch_ahead, take_parsed
 from streams.wire.events import decoder
 
 _FETCH_MS: Final = 500

@@ -22,31 +22,24 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import partial
 from random import uniform
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
-from weakref import proxy
 
 import faust
-from aiokafka.consumer.fetcher import FetchResult
-from aiokafka.errors import CorruptRecordException, KafkaError
+from aiokafka.errors import KafkaError
 from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
+from streams.kafka.fetch import UNBOUNDED, fetch_ahead, take_unparsed
 from streams.kafka.topics import TopicsError
 
 FETCH_WAIT_MS = 50
 FETCH_BYTES = 1 << 20
 """How much the broker waits for, up to that long: a batch of few records costs three times as much for each of them.
 A single partition that is behind gives as much at once."""
-
-BEHIND = 10_000
-BEHIND_WAIT_MS = 5
-"""And while a partition with records left here is further behind: one request at a time is under way, and its next one
-must not wait for others that have nothing."""
 
 _LEASE_TICK_S = 0.05
 _ASK_AGAIN_S = 0.5
@@ -56,8 +49,6 @@ _FOREVER_S = 1e9
 _FIRST_BACK_OFF_S = 0.025
 _LONGEST_BACK_OFF_S = 2.0
 _MANY = 10
-
-UNBOUNDED = 1 << 62
 
 NOT_YET = float("-inf")
 """When a worker that was never a member of its group last heard of it."""
@@ -145,42 +136,6 @@ def back_off(client: Any) -> None:
         return connection
 
     client._get_conn = connect_patiently
-
-
-def _is_behind(state: Any) -> bool:
-    """Say whether many records of a partition, by aiokafka's state of it, are not handed on yet."""
-    return state is not None and state.has_valid_position and (state.highwater or 0) - state.position > BEHIND
-
-
-def fetch_ahead(
-    consumer: Any,
-    take: Callable[[FetchResult, int | None], list[Any]],
-    note: Callable[[Any, Any], None] = lambda assignment, request: None,
-) -> None:
-    """Let a consumer fetch ahead of what is applied, and hand on what was fetched of a partition as `take` takes it.
-
-    `note` hears of each answer.
-    """
-    fetcher = consumer._fetcher
-    # A partition that has records left would keep all others from being fetched for so long.
-    fetcher._prefetch_backoff = 0.0
-    process = fetcher._proc_fetch_request
-
-    async def process_without_copies(assignment: Any, node: int, request: Any) -> Any:
-        if any(_is_behind(assignment.state_value(place)) for place in fetcher._records):
-            request._max_wait_ms = BEHIND_WAIT_MS
-        try:
-            result = await process(assignment, node, request)
-        finally:
-            # aiokafka itself does so just after this task: who looks in between fetches nothing for 0.2 s.
-            fetcher._in_flight.discard(node)
-        note(assignment, request)
-        for fetched in fetcher._records.values():
-            if isinstance(fetched, FetchResult):
-                hand_on(fetched, take)
-        return result
-
-    fetcher._proc_fetch_request = process_without_copies
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
@@ -273,73 +228,6 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = self._ensure_consumer()
         begins, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
         return {place: Extent(begins[place], await consumer.committed(place) or 0, ends[place]) for place in places}
-
-
-def hand_on(fetched: FetchResult, take: Callable[[FetchResult, int | None], list[Any]]) -> None:
-    """Let what was fetched of a partition be handed on as `take` takes it."""
-    if fetched._partition_records is None:
-        return
-    # Nothing may hold itself: the buffers of all that was ever fetched would lie in memory until cycles are looked for.
-    fetched._partition_records._records_iterator = None
-    fetched.getall = partial(take, proxy(fetched))
-
-
-class Batches(NamedTuple):
-    """Batches of one topic partition that are not parsed yet, and the offset before which no record is wanted."""
-
-    batches: list[Any]
-    begin: int
-
-    def records(self) -> list[Any]:
-        """Parse them. The records are as aiokafka's parser has them.
-
-        A fourth of all work would be to hand them on one by one, and to make a ConsumerRecord with topic and sizes.
-        """
-        records = [record for batch in self.batches for record in batch]
-        if records and records[0].offset < self.begin:
-            return [record for record in records if record.offset >= self.begin]
-        return records
-
-
-def take_unparsed(fetched: FetchResult, _: int | None = None) -> list[Batches]:
-    """Take what was fetched of a partition for another thread, which parses it. Raises CorruptRecordException.
-
-    Parsed here, every record would have to come over from the cache of another processor to who counts it.
-    """
-    taken = _taken(fetched, UNBOUNDED)
-    return [taken] if taken.batches else []
-
-
-def take_parsed(at_once: int) -> Callable[[FetchResult, int | None], list[Any]]:
-    """Return what takes up to so many records at a time, or a batch more. Raises CorruptRecordException."""
-
-    def take(fetched: FetchResult, max_records: int | None = None) -> list[Any]:
-        return _taken(fetched, min(at_once, max_records or at_once)).records()
-
-    return take
-
-
-def _taken(fetched: FetchResult, most: int) -> Batches:
-    """Take whole batches of what was fetched of a partition, up to so many records or a batch more.
-
-    None are taken of what is not wanted any more.
-    """
-    place, batches = fetched._topic_partition, list[Any]()
-    if not fetched.check_assignment(place) or not fetched.has_more():
-        return Batches(batches, 0)
-    source = fetched._partition_records
-    begin = source.next_fetch_offset
-    while source._records.has_next() and source.next_fetch_offset < begin + most:
-        batch = source._records.next_batch()
-        if not batch.validate_crc():
-            raise CorruptRecordException(f"Invalid CRC - {place}")
-        if not batch.is_control_batch:
-            batches.append(batch)
-        source.next_fetch_offset = batch.next_offset
-    fetched._update_position()
-    if not source._records.has_next():
-        fetched._partition_records = None
-    return Batches(batches, begin)
 
 
 class Consumer(driver.Consumer):

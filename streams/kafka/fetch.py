@@ -1,0 +1,211 @@
+"""How a consumer of aiokafka fetches: ahead of what is applied, in place, and what came is handed on in whole batches.
+
+What is changed of aiokafka here, and why (versions are pinned in pyproject.toml; tests hold the private names):
+
+- What was fetched of a partition is handed on as `take` takes it: a record at a time costs more than to count it.
+- While a partition is behind, those that have nothing are asked now and then only, and briefly.
+- An answer is read straight to its place: a stream copies it four times, and all other threads stand still meanwhile.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from itertools import compress
+from time import monotonic
+from typing import Any, Final, NamedTuple
+from weakref import proxy, ref
+
+from aiokafka import TopicPartition
+from aiokafka.conn import AIOKafkaProtocol
+from aiokafka.consumer.fetcher import FetchResult
+from aiokafka.errors import CorruptRecordException
+
+BEHIND: Final = 10_000
+BEHIND_WAIT_MS: Final = 5
+"""How long the broker waits for records while a partition with records left here is further behind: one request at a
+time is under way, and its next one must not wait for others that have nothing."""
+LOOK_S: Final = 0.05
+"""How often others are asked for meanwhile if none is known to have anything: every 5 ms took a tenth of the rate."""
+
+UNBOUNDED: Final = 1 << 62
+
+
+def fetch_ahead(
+    consumer: Any,
+    take: Callable[[FetchResult, int | None], list[Any]],
+    note: Callable[[Any, Any], None] = lambda assignment, request: None,
+) -> None:
+    """Let a consumer fetch ahead of what is applied, and hand on what was fetched of a partition as `take` takes it.
+
+    `note` hears of each answer.
+    """
+    fetcher = consumer._fetcher
+    # A partition that has records left would keep all others from being fetched for so long.
+    fetcher._prefetch_backoff = 0.0
+    decide, process = fetcher._get_actions_per_node, fetcher._proc_fetch_request
+    asked_at: dict[int, float] = {}
+
+    def decide_sparingly(assignment: Any) -> tuple[Any, ...]:
+        requests, resets, wait_s, *others = decide(assignment)
+        if _is_behind(assignment, fetcher):
+            now = monotonic()
+            is_due = [now >= asked_at.get(node, 0) + LOOK_S or _has_more(assignment, one) for node, one in requests]
+            requests = [*compress(requests, is_due)]
+            asked_at.update((node, now) for node, _ in requests)
+            wait_s = min(wait_s, LOOK_S)
+        return requests, resets, wait_s, *others
+
+    async def process_without_copies(assignment: Any, node: int, request: Any) -> Any:
+        if _is_behind(assignment, fetcher):
+            request._max_wait_ms = BEHIND_WAIT_MS
+        try:
+            result = await process(assignment, node, request)
+        finally:
+            # aiokafka itself does so just after this task: who looks in between fetches nothing for 0.2 s.
+            fetcher._in_flight.discard(node)
+        note(assignment, request)
+        for fetched in fetcher._records.values():
+            if isinstance(fetched, FetchResult):
+                hand_on(fetched, take)
+        return result
+
+    fetcher._get_actions_per_node, fetcher._proc_fetch_request = decide_sparingly, process_without_copies
+
+
+def _is_behind(assignment: Any, fetcher: Any) -> bool:
+    """Say whether a partition with records left here has many more that are not handed on yet."""
+    states = map(assignment.state_value, fetcher._records)
+    return any(one and one.has_valid_position and (one.highwater or 0) - one.position > BEHIND for one in states)
+
+
+def _has_more(assignment: Any, request: Any) -> bool:
+    """Say whether the broker has records of a partition that a request asks for, as far as is known."""
+    for topic, partitions in request.topics:
+        for partition, offset, _ in partitions:
+            end = assignment.state_value(TopicPartition(topic, partition)).highwater
+            if end is None or end > offset:
+                return True
+    return False
+
+
+# --- reading answers --------------------------------------------------------------------------------------------------
+
+
+def read_in_place(client: Any) -> None:
+    """Let the answers that a client gets be read to their places, on each connection from its first request on."""
+    connect = client._get_conn
+
+    async def connect_in_place(node: Any, **kwargs: Any) -> Any:
+        connection = await connect(node, **kwargs)
+        if connection and not connection._requests and not isinstance(connection._protocol, InPlace):
+            InPlace(connection)
+        return connection
+
+    client._get_conn = connect_in_place
+
+
+class InPlace(AIOKafkaProtocol, asyncio.BufferedProtocol):
+    """Reads the answers of a connection that waits for none just now.
+
+    The task that read them before waits on, and hears of the end of the connection as ever.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection._closed_fut, connection._reader, loop=connection._loop)
+        self._connection = ref(connection)  # one that nobody has closed has to be able to say so
+        self._size = bytearray(4)
+        self._answer: bytearray | None = None
+        self._left = memoryview(self._size)
+        """Where the next bytes belong."""
+        connection._protocol = connection._writer._protocol = self
+        connection._writer.transport.set_protocol(self)
+
+    def get_buffer(self, _: int) -> memoryview:
+        """Return where to read to: what is left of an answer, or of the size before it."""
+        return self._left
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take note that so many bytes were read; hand an answer on that is whole."""
+        self._left = self._left[nbytes:]
+        if self._left:
+            return
+        answer = self._answer
+        self._answer = bytearray(int.from_bytes(self._size)) if answer is None else None
+        self._left = memoryview(self._size if self._answer is None else self._answer)
+        if answer is not None and (connection := self._connection()) is not None:
+            connection._handle_frame(answer)
+
+    def eof_received(self) -> bool:
+        """Let the transport be closed: a broker that says no more hears no more."""
+        super().eof_received()
+        return False
+
+
+# --- handing on -------------------------------------------------------------------------------------------------------
+
+
+def hand_on(fetched: FetchResult, take: Callable[[FetchResult, int | None], list[Any]]) -> None:
+    """Let what was fetched of a partition be handed on as `take` takes it."""
+    if fetched._partition_records is None:
+        return
+    # Nothing may hold itself: the buffers of all that was ever fetched would lie in memory until cycles are looked for.
+    fetched._partition_records._records_iterator = None
+    fetched.getall = partial(take, proxy(fetched))
+
+
+class Batches(NamedTuple):
+    """Batches of one topic partition that are not parsed yet, and the offset before which no record is wanted."""
+
+    batches: list[Any]
+    begin: int
+
+    def records(self) -> list[Any]:
+        """Parse them. The records are as aiokafka's parser has them.
+
+        A fourth of all work would be to hand them on one by one, and to make a ConsumerRecord with topic and sizes.
+        """
+        records = [record for batch in self.batches for record in batch]
+        if records and records[0].offset < self.begin:
+            return [record for record in records if record.offset >= self.begin]
+        return records
+
+
+def take_unparsed(fetched: FetchResult, _: int | None = None) -> list[Batches]:
+    """Take what was fetched of a partition for another thread, which parses it. Raises CorruptRecordException.
+
+    Parsed here, every record would have to come over from the cache of another processor to who counts it.
+    """
+    taken = _taken(fetched, UNBOUNDED)
+    return [taken] if taken.batches else []
+
+
+def take_parsed(at_once: int) -> Callable[[FetchResult, int | None], list[Any]]:
+    """Return what takes up to so many records at a time, or a batch more. Raises CorruptRecordException."""
+
+    def take(fetched: FetchResult, max_records: int | None = None) -> list[Any]:
+        return _taken(fetched, min(at_once, max_records or at_once)).records()
+
+    return take
+
+
+def _taken(fetched: FetchResult, most: int) -> Batches:
+    """Take whole batches of what was fetched of a partition, up to so many records or a batch more.
+
+    None are taken of what is not wanted any more.
+    """
+    place, batches = fetched._topic_partition, list[Any]()
+    if not fetched.check_assignment(place) or not fetched.has_more():
+        return Batches(batches, 0)
+    source = fetched._partition_records
+    begin = source.next_fetch_offset
+    while source._records.has_next() and source.next_fetch_offset < begin + most:
+        batch = source._records.next_batch()
+        if not batch.validate_crc():
+            raise CorruptRecordException(f"Invalid CRC - {place}")
+        if not batch.is_control_batch:
+            batches.append(batch)
+        source.next_fetch_offset = batch.next_offset
+    fetched._update_position()
+    if not source._records.has_next():
+        fetched._partition_records = None
+    return Batches(batches, begin)

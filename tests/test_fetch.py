@@ -1,0 +1,293 @@
+"""How records are fetched: what is changed of aiokafka, and that the private parts that it uses are still there."""
+
+import gc
+import inspect
+import weakref
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.consumer import fetcher
+from aiokafka.consumer.subscription_state import TopicPartitionState
+from aiokafka.protocol import fetch
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
+from faust.types import TP
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.core.events import RENDERS
+from streams.kafka.broker import EmbeddedBroker
+from streams.kafka.fetch import (
+    BEHIND,
+    BEHIND_WAIT_MS,
+    LOOK_S,
+    UNBOUNDED,
+    InPlace,
+    fetch_ahead,
+    hand_on,
+    read_in_place,
+    take_parsed,
+    take_unparsed,
+)
+from streams.kafka.transport import FETCH_WAIT_MS
+from tests.conftest import create_topics
+from tests.worker import send
+
+
+def test_aiokafka_still_keeps_what_is_reached_into() -> None:
+    def source(of: Any) -> str:
+        return inspect.getsource(of)
+
+    process = source(fetcher.Fetcher._proc_fetch_request)
+    assert "self._records[tp] = FetchResult(" in process
+    assert "backoff=self._prefetch_backoff" in process
+    routine = source(fetcher.Fetcher._fetch_requests_routine)
+    assert "self._in_flight.discard(node_id)" in routine
+    assert (
+        "fetch_requests,\n                    reset_requests,\n                    timeout,\n"
+        "                    invalid_metadata,\n                    resume_futures,\n"
+        "                ) = self._get_actions_per_node(assignment)"
+    ) in routine
+    assert "for node_id, request in fetch_requests:" in routine
+    assert "timeout=timeout" in routine
+    assert "fetchable[node_id].append((tp, position))" in source(fetcher.Fetcher._get_actions_per_node)
+    assert "res_or_error.getall(max_records)" in source(fetcher.Fetcher.fetched_records)
+    assert "self._partition_records" in source(fetcher.FetchResult.__init__)
+    assert "consumed_to(self._partition_records.next_fetch_offset)" in source(fetcher.FetchResult)
+    for name in ("check_assignment", "has_more", "_update_position"):
+        assert hasattr(fetcher.FetchResult, name)
+    assert "self._records_iterator = self._unpack_records()" in source(fetcher.PartitionRecords.__init__)
+    unpack = source(fetcher.PartitionRecords._unpack_records)
+    assert "while records.has_next():\n            next_batch = records.next_batch()" in unpack
+    assert "if record.offset < self.next_fetch_offset" in unpack
+    assert "self.next_fetch_offset = next_batch.next_offset" in unpack
+    assert "self._max_wait_ms" in source(fetch.FetchRequest.build)
+    assert "await self._get_conn(node_id" in source(AIOKafkaClient.ready)
+    connect = source(AIOKafkaConnection.connect)
+    assert "self._closed_fut = create_future()" in connect
+    assert "AIOKafkaProtocol(self._closed_fut, reader, loop=loop)" in connect
+    assert "self._reader, self._writer, self._protocol = reader, writer, protocol" in connect
+    assert "self._requests.append(" in source(AIOKafkaConnection.send)
+    assert "resp = await reader.readexactly(size)" in source(AIOKafkaConnection._read)
+    assert "self._handle_frame(resp)" in source(AIOKafkaConnection._read)
+
+
+def fetch_of(values: list[bytes]) -> fetcher.FetchResult:
+    """Return a fetch of one batch of records, which is about to be handed on."""
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
+    for offset, value in enumerate(values):
+        builder.append(offset, 1_000, b"k", value, [])
+    place = TP("renders", 0)
+    records = MemoryRecords(bytes(builder.build()))
+    source = fetcher.PartitionRecords(place, records, [], 0, None, None, True, fetcher.READ_UNCOMMITTED)
+    state = SimpleNamespace(paused=False, position=0, consumed_to=lambda offset: None)
+    assignment = SimpleNamespace(active=True, state_value=lambda _: state)
+    return fetcher.FetchResult(place, assignment=assignment, partition_records=source, backoff=0)
+
+
+@pytest.mark.parametrize(("take", "parses"), [(take_parsed(UNBOUNDED), True), (take_unparsed, False)])
+def test_what_was_fetched_is_gone_from_memory_as_soon_as_it_is_handed_on(take: Any, parses: bool) -> None:
+    fetched = fetch_of([b"a", b"b"])
+    source = weakref.ref(fetched._partition_records)
+    whole = weakref.ref(fetched)
+    gc.disable()
+    try:
+        hand_on(fetched, take)
+        taken = fetched.getall(None)
+        assert [record.value for record in (taken if parses else taken[0].records())] == [b"a", b"b"]
+        assert source() is None
+        del fetched
+        assert whole() is None
+    finally:
+        gc.enable()
+
+
+def test_what_lies_before_the_offset_that_was_asked_for_is_not_handed_on() -> None:
+    fetched = fetch_of([b"a", b"b", b"c"])
+    fetched._partition_records.next_fetch_offset = fetched._assignment.state_value(None).position = 1
+    (taken,) = take_unparsed(fetched)
+    assert [record.value for record in taken.records()] == [b"b", b"c"]
+    assert fetched._partition_records is None
+
+
+def consumer_of(one: Any) -> Any:
+    """Return what has this fetcher, and a client that is never asked for anything."""
+    return SimpleNamespace(_fetcher=one, _client=SimpleNamespace(_get_conn=None))
+
+
+async def test_a_fetch_is_no_longer_under_way_when_its_task_ends() -> None:
+    """aiokafka notes it a moment later: who looks in between fetches nothing for 0.2 s."""
+
+    async def answer(assignment: Any, node: int, request: Any) -> bool:
+        assert under_way == {7}
+        return True
+
+    under_way = {7}
+    one = SimpleNamespace(_records={}, _proc_fetch_request=answer, _get_actions_per_node=None, _in_flight=under_way)
+    fetch_ahead(consumer_of(one), take_unparsed)
+    assert await one._proc_fetch_request(SimpleNamespace(state_value={}.get), 7, None)
+    assert under_way == set()
+
+
+@pytest.mark.parametrize(
+    ("position", "highwater", "waits"),
+    [
+        (0, BEHIND + 1, BEHIND_WAIT_MS),
+        (0, BEHIND, FETCH_WAIT_MS),
+        (7, BEHIND + 7, FETCH_WAIT_MS),
+        (None, BEHIND + 1, FETCH_WAIT_MS),
+        (0, None, FETCH_WAIT_MS),
+    ],
+)
+async def test_a_fetch_for_others_waits_briefly_while_a_partition_with_records_left_is_behind(
+    position: int | None, highwater: int | None, waits: int
+) -> None:
+    async def answer(assignment: Any, node: int, request: Any) -> bool:
+        return True
+
+    state = TopicPartitionState(None)
+    if position is not None:
+        state.seek(position)
+    state.highwater = highwater
+    assignment = SimpleNamespace(state_value={"renders": state}.get)
+    for left, wait in (({"renders": None}, waits), ({}, FETCH_WAIT_MS), ({"gone": None}, FETCH_WAIT_MS)):
+        one = SimpleNamespace(_records=left, _proc_fetch_request=answer, _get_actions_per_node=None, _in_flight={7})
+        fetch_ahead(consumer_of(one), take_unparsed)
+        request = SimpleNamespace(_max_wait_ms=FETCH_WAIT_MS)
+        await one._proc_fetch_request(assignment, 7, request)
+        assert request._max_wait_ms == wait
+
+
+def requests_of(*asked: tuple[int, str, int]) -> list[tuple[int, Any]]:
+    """Return a fetch for each (node, topic, offset)."""
+    return [(node, SimpleNamespace(topics=[(topic, [(0, offset, 1)])])) for node, topic, offset in asked]
+
+
+def state_of(position: int, highwater: int | None) -> TopicPartitionState:
+    state = TopicPartitionState(None)
+    state.seek(position)
+    state.highwater = highwater
+    return state
+
+
+@pytest.mark.parametrize(
+    ("behind", "ends", "lately", "later"),
+    [
+        pytest.param(BEHIND + 1, 5, [], [1], id="nothing there is asked for now and then"),
+        pytest.param(BEHIND + 1, 6, [1], [1], id="what is there is asked for"),
+        pytest.param(BEHIND + 1, None, [1], [1], id="of what was never asked for nothing is known"),
+        pytest.param(BEHIND, 5, [1], [1], id="nobody is behind"),
+    ],
+)
+async def test_while_a_partition_is_behind_others_that_have_nothing_are_asked_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, behind: int, ends: int | None, lately: list[int], later: list[int]
+) -> None:
+    states = {TP("left", 0): state_of(0, behind), TP("other", 0): state_of(5, ends)}
+    assignment = SimpleNamespace(state_value=states.get)
+    now = 100.0
+    monkeypatch.setattr("streams.kafka.fetch.monotonic", lambda: now)
+    one = SimpleNamespace(
+        _records={TP("left", 0): None},
+        _proc_fetch_request=None,
+        _get_actions_per_node=lambda _: (requests_of((1, "other", 5)), "resets", 0.2, "stale", "resumed"),
+    )
+    fetch_ahead(consumer_of(one), take_unparsed)
+
+    def asked() -> list[int]:
+        requests, resets, wait_s, *others = one._get_actions_per_node(assignment)
+        assert (resets, others) == ("resets", ["stale", "resumed"])
+        assert wait_s == (LOOK_S if behind > BEHIND else 0.2)
+        return [node for node, _ in requests]
+
+    assert asked() == [1]  # the first time it was not asked for lately
+    now += LOOK_S / 2
+    assert asked() == lately
+    now += LOOK_S
+    assert asked() == later
+
+
+async def test_a_node_is_asked_for_nothing_whatever_another_one_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {TP("left", 0): state_of(0, BEHIND + 1), TP("a", 0): state_of(5, 5), TP("b", 0): state_of(5, 5)}
+    assignment = SimpleNamespace(state_value=states.get)
+    monkeypatch.setattr("streams.kafka.fetch.monotonic", lambda: 100.0)
+    due: list[tuple[int, str, int]] = []
+    one = SimpleNamespace(
+        _records={TP("left", 0): None},
+        _proc_fetch_request=None,
+        _get_actions_per_node=lambda _: (requests_of(*due), {}, 0.2, False, []),
+    )
+    fetch_ahead(consumer_of(one), take_unparsed)
+    due[:] = [(1, "a", 5)]
+    assert [node for node, _ in one._get_actions_per_node(assignment)[0]] == [1]
+    due[:] = [(1, "a", 5), (2, "b", 5)]
+    assert [node for node, _ in one._get_actions_per_node(assignment)[0]] == [2]
+
+
+class Connection:
+    """What a connection of aiokafka is to who reads its answers."""
+
+    def __init__(self) -> None:
+        self.answers: list[bytes] = []
+        self.protocol: Any = None
+        self._loop = self._closed_fut = SimpleNamespace(create_future=lambda: SimpleNamespace(done=lambda: False))
+        self._reader = None
+        self._writer = SimpleNamespace(transport=self, _protocol=None)
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
+    def _handle_frame(self, answer: bytearray) -> None:
+        self.answers.append(bytes(answer))
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), max_size=6), st.lists(st.integers(1, 30), min_size=1))
+def test_answers_are_what_was_sent_however_it_is_cut(answers: list[bytes], cuts: Sequence[int]) -> None:
+    connection = Connection()
+    protocol = InPlace(connection)
+    assert connection.protocol is protocol
+    sent, number = b"".join(len(one).to_bytes(4) + one for one in answers), 0
+    while sent:
+        place = protocol.get_buffer(-1)
+        some = min(len(place), len(sent), cuts[number % len(cuts)])
+        place[:some], sent, number = sent[:some], sent[some:], number + 1
+        protocol.buffer_updated(some)
+    assert connection.answers == answers
+
+
+def test_an_answer_that_comes_when_its_connection_is_gone_is_nobodys() -> None:
+    connection = Connection()
+    protocol = InPlace(connection)
+    alive = weakref.ref(connection)
+    protocol.get_buffer(-1)[:] = (1).to_bytes(4)
+    protocol.buffer_updated(4)
+    del connection
+    gc.collect()
+    protocol.get_buffer(-1)[:] = b"x"
+    protocol.buffer_updated(1)
+    assert alive() is None
+
+
+async def test_a_consumer_reads_all_its_answers_in_place_and_ends_in_order(
+    broker: EmbeddedBroker, topic_prefix: str
+) -> None:
+    await create_topics(broker.bootstrap, topic_prefix, 2)
+    values = [b"%d" % number * 50_000 for number in range(10)]
+    send(broker.bootstrap, topic_prefix + RENDERS, [(str(number), value) for number, value in enumerate(values)])
+    consumer = AIOKafkaConsumer(bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest")
+    await consumer.start()
+    read_in_place(consumer._client)
+    consumer.assign([TP(topic_prefix + RENDERS, number) for number in range(2)])
+    found: list[bytes] = []
+    while len(found) < len(values):
+        for records in (await consumer.getmany(timeout_ms=1_000)).values():
+            found += [record.value for record in records]
+    assert sorted(found) == sorted(values)
+    connections = list(consumer._client._conns.values())
+    assert [type(connection._protocol) for connection in connections] == [InPlace] * len(connections)
+    await consumer.stop()
+    assert all(connection._closed_fut.done() for connection in connections)
