@@ -1,20 +1,24 @@
 """How records are fetched: what is changed of aiokafka, and that the private parts that it uses are still there."""
 
+import asyncio
 import gc
 import inspect
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import AIOKafkaConnection
+from aiokafka.conn import AIOKafkaConnection, AIOKafkaProtocol
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.subscription_state import TopicPartitionState
+from aiokafka.errors import CorruptRecordException
 from aiokafka.protocol import fetch
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from faust.types import TP
 from hypothesis import given
@@ -30,6 +34,7 @@ from streams.kafka.fetch import (
     InPlace,
     fetch_ahead,
     hand_on,
+    is_corrupt,
     read_in_place,
     take_parsed,
     take_unparsed,
@@ -66,6 +71,9 @@ def test_aiokafka_still_keeps_what_is_reached_into() -> None:
     assert "while records.has_next():\n            next_batch = records.next_batch()" in unpack
     assert "if record.offset < self.next_fetch_offset" in unpack
     assert "self.next_fetch_offset = next_batch.next_offset" in unpack
+    assert "assert tp not in self._records" in source(fetcher.Fetcher._set_error)
+    assert "await self._client.send(node_id, request)" in process
+    assert "MemoryRecords(part_data[-1])" in process
     assert "self._max_wait_ms" in source(fetch.FetchRequest.build)
     assert "await self._get_conn(node_id" in source(AIOKafkaClient.ready)
     connect = source(AIOKafkaConnection.connect)
@@ -77,13 +85,10 @@ def test_aiokafka_still_keeps_what_is_reached_into() -> None:
     assert "self._handle_frame(resp)" in source(AIOKafkaConnection._read)
 
 
-def fetch_of(values: list[bytes]) -> fetcher.FetchResult:
+def fetch_of(batch: bytes) -> fetcher.FetchResult:
     """Return a fetch of one batch of records, which is about to be handed on."""
-    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
-    for offset, value in enumerate(values):
-        builder.append(offset, 1_000, b"k", value, [])
     place = TP("renders", 0)
-    records = MemoryRecords(bytes(builder.build()))
+    records = MemoryRecords(batch)
     source = fetcher.PartitionRecords(place, records, [], 0, None, None, True, fetcher.READ_UNCOMMITTED)
     state = SimpleNamespace(paused=False, position=0, consumed_to=lambda offset: None)
     assignment = SimpleNamespace(active=True, state_value=lambda _: state)
@@ -92,7 +97,7 @@ def fetch_of(values: list[bytes]) -> fetcher.FetchResult:
 
 @pytest.mark.parametrize(("take", "parses"), [(take_parsed(UNBOUNDED), True), (take_unparsed, False)])
 def test_what_was_fetched_is_gone_from_memory_as_soon_as_it_is_handed_on(take: Any, parses: bool) -> None:
-    fetched = fetch_of([b"a", b"b"])
+    fetched = fetch_of(batch_of([b"a", b"b"]))
     source = weakref.ref(fetched._partition_records)
     whole = weakref.ref(fetched)
     gc.disable()
@@ -108,7 +113,7 @@ def test_what_was_fetched_is_gone_from_memory_as_soon_as_it_is_handed_on(take: A
 
 
 def test_what_lies_before_the_offset_that_was_asked_for_is_not_handed_on() -> None:
-    fetched = fetch_of([b"a", b"b", b"c"])
+    fetched = fetch_of(batch_of([b"a", b"b", b"c"]))
     fetched._partition_records.next_fetch_offset = fetched._assignment.state_value(None).position = 1
     (taken,) = take_unparsed(fetched)
     assert [record.value for record in taken.records()] == [b"b", b"c"]
@@ -117,7 +122,7 @@ def test_what_lies_before_the_offset_that_was_asked_for_is_not_handed_on() -> No
 
 def consumer_of(one: Any) -> Any:
     """Return what has this fetcher, and a client that is never asked for anything."""
-    return SimpleNamespace(_fetcher=one, _client=SimpleNamespace(_get_conn=None))
+    return SimpleNamespace(_fetcher=one, _client=SimpleNamespace(_get_conn=None, send=None))
 
 
 async def test_a_fetch_is_no_longer_under_way_when_its_task_ends() -> None:
@@ -234,8 +239,11 @@ class Connection:
     def __init__(self) -> None:
         self.answers: list[bytes] = []
         self.protocol: Any = None
+        self._protocol: Any = None
+        self._requests: list[Any] = []
+        self._loop: Any
         self._loop = self._closed_fut = SimpleNamespace(create_future=lambda: SimpleNamespace(done=lambda: False))
-        self._reader = None
+        self._reader: Any = None
         self._writer = SimpleNamespace(transport=self, _protocol=None)
 
     def set_protocol(self, protocol: Any) -> None:
@@ -272,6 +280,56 @@ def test_an_answer_that_comes_when_its_connection_is_gone_is_nobodys() -> None:
     assert alive() is None
 
 
+async def test_a_connection_that_waits_for_an_answer_reads_it_as_it_began_to() -> None:
+    connection = Connection()
+    client = SimpleNamespace(_get_conn=None)
+
+    async def connect(node: int, *, group: str) -> Connection | None:
+        return connection if (node, group) == (7, "default") else None
+
+    client._get_conn = connect
+    read_in_place(client)
+    connection._requests = [("an answer is", "on its way")]
+    assert await client._get_conn(7, group="default") is connection
+    assert connection._protocol is None
+    connection._requests = []
+    assert await client._get_conn(7, group="default") is connection
+    first = connection._protocol
+    assert isinstance(first, InPlace)
+    assert await client._get_conn(7, group="default") is connection
+    assert connection._protocol is first
+    assert await client._get_conn(8, group="default") is None
+
+
+async def test_a_broker_that_says_no_more_is_hung_up_on() -> None:
+    """A transport that were told otherwise would stay open for what there is to say to it."""
+    hung_up = asyncio.Event()
+
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write((2).to_bytes(4) + b"ok")
+        writer.write_eof()
+        assert await reader.read() == b""
+        hung_up.set()
+        writer.close()
+
+    async with await asyncio.start_server(answer_once, "127.0.0.1", 0) as server:
+        connection = Connection()
+        connection._loop = asyncio.get_running_loop()
+        connection._closed_fut = connection._loop.create_future()
+        connection._reader = asyncio.StreamReader()
+        transport, _ = await connection._loop.create_connection(
+            lambda: AIOKafkaProtocol(connection._closed_fut, connection._reader, loop=connection._loop),
+            *server.sockets[0].getsockname(),
+        )
+        connection._writer.transport = transport
+        InPlace(connection)
+        await asyncio.wait_for(connection._closed_fut, 10)
+        assert transport.is_closing()
+        assert connection.answers == [b"ok"]
+        assert connection._reader.at_eof()
+        await asyncio.wait_for(hung_up.wait(), 10)
+
+
 async def test_a_consumer_reads_all_its_answers_in_place_and_ends_in_order(
     broker: EmbeddedBroker, topic_prefix: str
 ) -> None:
@@ -281,7 +339,7 @@ async def test_a_consumer_reads_all_its_answers_in_place_and_ends_in_order(
     consumer = AIOKafkaConsumer(bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest")
     await consumer.start()
     read_in_place(consumer._client)
-    consumer.assign([TP(topic_prefix + RENDERS, number) for number in range(2)])
+    consumer.assign([TopicPartition(topic_prefix + RENDERS, number) for number in range(2)])
     found: list[bytes] = []
     while len(found) < len(values):
         for records in (await consumer.getmany(timeout_ms=1_000)).values():
@@ -291,3 +349,88 @@ async def test_a_consumer_reads_all_its_answers_in_place_and_ends_in_order(
     assert [type(connection._protocol) for connection in connections] == [InPlace] * len(connections)
     await consumer.stop()
     assert all(connection._closed_fut.done() for connection in connections)
+
+
+def batch_of(values: Sequence[bytes], magic: int = 2) -> bytes:
+    """Return a batch as Kafka stores it."""
+    if magic < 2:
+        old = LegacyRecordBatchBuilder(magic, 0, 1 << 20)
+        for offset, value in enumerate(values):
+            old.append(offset, 1_000, b"k", value)
+        return bytes(old.build())
+    builder = DefaultRecordBatchBuilder(magic, 0, 0, -1, -1, -1, 1 << 20)
+    for offset, value in enumerate(values):
+        builder.append(offset, 1_000, b"k", value, [])
+    return bytes(builder.build())
+
+
+BATCHES = st.lists(st.lists(st.binary(max_size=20), min_size=1, max_size=3).map(batch_of), min_size=1, max_size=3)
+COVERED = 17
+"""From here on, with the checksum itself, each byte of a batch is held by its checksum."""
+
+
+@given(BATCHES, st.integers(0, 100))
+def test_batches_as_kafka_has_them_are_not_corrupt_wherever_they_are_cut_off(batches: list[bytes], cut: int) -> None:
+    whole = b"".join(batches)
+    assert all(MemoryRecords(one).next_batch().validate_crc() for one in batches)
+    assert not is_corrupt(whole)
+    assert not is_corrupt(whole[: max(0, len(whole) - cut)])
+
+
+@given(BATCHES, st.data())
+def test_a_batch_of_which_any_bit_changed_is_corrupt(batches: list[bytes], data: st.DataObject) -> None:
+    number = data.draw(st.integers(0, len(batches) - 1))
+    changed = bytearray(batches[number])
+    changed[data.draw(st.integers(COVERED, len(changed) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    assert not MemoryRecords(bytes(changed)).next_batch().validate_crc()
+    batches[number] = bytes(changed)
+    assert is_corrupt(b"".join(batches))
+
+
+def test_batches_from_before_kafka_0_11_have_their_own_checksum() -> None:
+    batch = batch_of([b"a"], magic=1)
+    assert not is_corrupt(batch)
+    assert [record.value for record in take_parsed(UNBOUNDED)(fetch_of(batch))] == [b"a"]
+    changed = batch[:-1] + b"b"
+    assert not is_corrupt(changed)
+    with pytest.raises(CorruptRecordException):
+        take_parsed(UNBOUNDED)(fetch_of(changed))
+
+
+def broken_where_first(answer: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what was fetched of a partition, but of the first one with a last byte that is wrong."""
+    partition, *others, records = answer
+    return (partition, *others, records[:-1] + b"!" if partition == 0 and records else records)
+
+
+async def test_who_reads_a_corrupt_batch_is_told_and_reads_it_when_it_is_whole_again(
+    broker: EmbeddedBroker, topic_prefix: str
+) -> None:
+    await create_topics(broker.bootstrap, topic_prefix, 2)
+    send(broker.bootstrap, topic_prefix + RENDERS, [(str(number), b"%d" % number) for number in range(10)])
+    consumer = AIOKafkaConsumer(bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest")
+    await consumer.start()
+    is_broken, read = True, consumer._client.send
+
+    async def read_badly(node: int, request: Any, **kwargs: Any) -> Any:
+        answer = await read(node, request, **kwargs)
+        if isinstance(request, fetch.FetchRequest) and is_broken:
+            answer.topics = [(topic, [*map(broken_where_first, partitions)]) for topic, partitions in answer.topics]
+        return answer
+
+    consumer._client.send = read_badly
+    fetch_ahead(consumer, take_parsed(UNBOUNDED))
+    broken, whole = (TopicPartition(topic_prefix + RENDERS, number) for number in range(2))
+    consumer.assign([broken, whole])
+    try:
+        for _ in range(2):
+            with pytest.raises(CorruptRecordException, match=f"{topic_prefix}{RENDERS}.*partition=0"):
+                await consumer.getmany(broken, timeout_ms=10_000)
+        found = (await consumer.getmany(whole, timeout_ms=10_000))[whole]
+        is_broken = False
+        for _ in range(10):
+            with suppress(CorruptRecordException):  # once more, if it was fetched before
+                found += (await consumer.getmany(broken, timeout_ms=200)).get(broken, [])
+    finally:
+        await consumer.stop()
+    assert sorted(int(record.value) for record in found) == list(range(10))
