@@ -10,12 +10,18 @@ from operator import attrgetter
 from typing import Any, Final
 
 from streams.core.delta import Batch
-from streams.core.events import TOPICS, Malformed
+from streams.core.events import RENDERS, TOPICS, Malformed
+from streams.core.rules import MINUTE, SECOND
 from streams.wire.events import decoder
 
 CHUNK: Final = 2_000
 """Records applied at a time: the event loop is held no longer, so that heartbeats and scrapes are answered, and their
 events fit into a processor's cache. Half as many cost 7 % more, twice as many 20 %."""
+
+_LOOKED_AT: Final = 5
+_AHEAD_MS: Final = 10 * MINUTE
+_VIEWED_AFTER_MS: Final = SECOND
+"""What was in view for less is not viewable (MRC), so hardly any view comes sooner after its render."""
 
 FULL: Final = 4
 """Chunks of a topic that may lie here before its fetching is paused."""
@@ -33,21 +39,39 @@ class Chunk:
     What was decoded just before it is decided lies in the processor's cache still; all of a fetch would not.
     """
 
-    __slots__ = ("records", "topic", "ts")
+    __slots__ = ("due", "records", "topic")
 
     def __init__(self, topic: str, records: list[Any]) -> None:
         self.topic = topic
         self.records = records
-        decode = decoder(topic)
-        firsts = (decode([record.value])[0] for record in records)
-        self.ts = next((event.ts for event in firsts if not isinstance(event, Malformed)), 0)
-        """The time of its first event in ms; 0 if there is none, so that nothing waits for it."""
+        self.due = _due(topic, records)
+        """The event time in ms at which it is its turn."""
 
     @property
     def batch(self) -> Batch:
         """Its events as the core applies them."""
         offsets, events = [*map(_offset, self.records)], decoder(self.topic)([*map(_value, self.records)])
         return Batch(self.topic, offsets, events, offsets[-1] + 1, appended_ms(self.records))
+
+
+def _due(topic: str, records: list[Any]) -> int:
+    """Return the event time in ms at which it is the turn of records: of renders when they begin.
+
+    Of others, when the renders of nearly all of them are there: a view that has to wait for its render costs four times
+    as much. But where views are few, the renders of hours would wait for them.
+    """
+    begin = _time_of(topic, records[:_LOOKED_AT])
+    if topic == RENDERS or len(records) <= _LOOKED_AT:
+        return begin
+    end = _time_of(topic, records[-_LOOKED_AT:])
+    return max(begin, min(end - _VIEWED_AFTER_MS, begin + _AHEAD_MS))
+
+
+def _time_of(topic: str, records: list[Any]) -> int:
+    """Return the time in the middle of theirs, as one that is far off says nothing; 0 if none is an event."""
+    events = decoder(topic)([record.value for record in records])
+    times = sorted(event.ts for event in events if not isinstance(event, Malformed))
+    return times[len(times) // 2] if times else 0
 
 
 def chunks(topic: str, records: list[Any]) -> Iterator[Chunk]:
@@ -75,25 +99,24 @@ def _appended_ms(record: Any) -> int | None:
 class Backlog:
     """What was fetched of one partition and is not applied yet."""
 
-    def __init__(self, due: Callable[[Chunk], int] = attrgetter("ts")) -> None:
-        self._due = due
-        self._chunks: dict[str, deque[tuple[int, Chunk]]] = {topic: deque() for topic in TOPICS}
+    def __init__(self) -> None:
+        self._chunks: dict[str, deque[Chunk]] = {topic: deque() for topic in TOPICS}
 
     def put(self, chunk: Chunk) -> None:
         """Add a chunk behind those of its topic."""
-        self._chunks[chunk.topic].append((self._due(chunk), chunk))
+        self._chunks[chunk.topic].append(chunk)
 
     def is_full(self, topic: str) -> bool:
         """Say whether no more of a topic should be fetched."""
         return len(self._chunks[topic]) >= FULL
 
     def next(self, stream_times: Mapping[str, int], may_have_more: Callable[[str], bool]) -> Chunk | None:
-        """Take the oldest chunk out; None if there is none, or if another topic may still give older events."""
-        heads = [(chunks[0][0], topic) for topic, chunks in self._chunks.items() if chunks]
+        """Take the chunk out whose turn it is; None if there is none, or another topic may still give older ones."""
+        heads = [(chunks[0].due, topic) for topic, chunks in self._chunks.items() if chunks]
         if not heads:
             return None
-        ts, oldest = min(heads)
+        due, first = min(heads)
         for topic, chunks in self._chunks.items():
-            if not chunks and stream_times[topic] < ts and may_have_more(topic):
+            if not chunks and stream_times[topic] < due and may_have_more(topic):
                 return None
-        return self._chunks[oldest].popleft()[1]
+        return self._chunks[first].popleft()

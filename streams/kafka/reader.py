@@ -11,13 +11,11 @@ from typing import Any, Final, NamedTuple
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from streams.core.events import RENDERS, TOPICS, Malformed
-from streams.core.rules import MINUTE
+from streams.core.events import TOPICS
 from streams.kafka.backlog import Backlog, Chunk, chunks
 from streams.kafka.connection import Broker, Connection
 from streams.kafka.fetch import fetch_ahead, take_parsed
 from streams.kafka.topics import Topic, TopicAdmin, TopicsError
-from streams.wire.events import decoder
 
 _FETCH_MS: Final = 500
 _WAIT_MS: Final = 10
@@ -31,8 +29,6 @@ _FETCH_BYTES_OF_ALL: Final = 64 << 20
 """Bytes that may lie here unread, of a topic partition and of all; a batch is fetched whole."""
 _SILENCE_S: Final = 30.0
 """How long the broker may give nothing, though there are records left."""
-_AHEAD_MS: Final = 10 * MINUTE
-_LOOKED_AT: Final = 5
 
 Offsets = Mapping[tuple[str, int], int]
 """(topic without prefix, partition) -> offset."""
@@ -274,7 +270,7 @@ class _Turns:
 
     def __init__(self, reader: Reader, partition: int) -> None:
         self._partition = partition
-        self._backlog = Backlog(due)
+        self._backlog = Backlog()
         self._reader = reader
         self._reached = dict.fromkeys(TOPICS, -1)
 
@@ -286,7 +282,7 @@ class _Turns:
     def ripe(self) -> Iterator[Chunk]:
         """Yield the chunks whose turn it is now."""
         while (chunk := self._backlog.next(self._reached, self._may_have_more)) is not None:
-            self._reached[chunk.topic] = max(self._reached[chunk.topic], due(chunk))
+            self._reached[chunk.topic] = max(self._reached[chunk.topic], chunk.due)
             yield chunk
 
     def _may_have_more(self, topic: str) -> bool:
@@ -295,21 +291,3 @@ class _Turns:
     def is_full(self, topic: str) -> bool:
         """Say whether enough of a topic lies here."""
         return self._backlog.is_full(topic)
-
-
-def due(chunk: Chunk) -> int:
-    """Return the event time in ms at which it is a chunk's turn: of renders when it begins, of others when it ends.
-
-    So views hardly ever wait for their renders. But where they are few, the renders of hours would wait for them. One
-    event whose time is far off says nothing: several are looked at.
-    """
-    begin = _time_of(chunk.topic, chunk.records[:_LOOKED_AT])
-    if chunk.topic == RENDERS:
-        return begin
-    return min(_time_of(chunk.topic, chunk.records[-_LOOKED_AT:]), begin + _AHEAD_MS)
-
-
-def _time_of(topic: str, records: list[Any]) -> int:
-    events = decoder(topic)([record.value for record in records])
-    times = sorted(event.ts for event in events if not isinstance(event, Malformed))
-    return times[len(times) // 2] if times else 0
