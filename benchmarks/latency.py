@@ -12,6 +12,7 @@ import http.client
 import json
 import math
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -159,6 +160,7 @@ def _phase(
     arguments = {"rate": rate, "seconds": seconds, "partitions": partitions}
     flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
     times = [list(probe_times(seconds, number, partitions)) for number in range(partitions)]
+    print(f"making {rate * seconds:,} events to send ...", file=sys.stderr, flush=True)
     with started("-m", "benchmarks.sender", *flags, broker=broker, prefix=prefix) as process:
         start_s, start_ms = json.loads(line_of(process))
         cpu, broker_cpu = cpu_s(one.pid), cpu_s(broker.pid)
