@@ -338,7 +338,7 @@ async def test_a_consumer_reads_all_its_answers_in_place_and_ends_in_order(
     send(broker.bootstrap, topic_prefix + RENDERS, [(str(number), value) for number, value in enumerate(values)])
     consumer = AIOKafkaConsumer(bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest")
     await consumer.start()
-    read_in_place(consumer._client)
+    fetch_ahead(consumer, take_parsed(UNBOUNDED))
     consumer.assign([TopicPartition(topic_prefix + RENDERS, number) for number in range(2)])
     found: list[bytes] = []
     while len(found) < len(values):

@@ -53,6 +53,7 @@ def fetch_ahead(
     fetcher = consumer._fetcher
     # A partition that has records left would keep all others from being fetched for so long.
     fetcher._prefetch_backoff = 0.0
+    read_in_place(consumer._client)
     corrupt = check(consumer._client)
     decide, process = fetcher._get_actions_per_node, fetcher._proc_fetch_request
     asked_at: dict[int, float] = {}
