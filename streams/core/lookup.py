@@ -29,8 +29,16 @@ _SIEVE_BITS: Final = 20
 """The place in the sieve is made of those above this one: what shares it should not share the place in a table too."""
 _SMALLEST_SIEVE: Final = 1 << 12
 _PLACES_A_KEY: Final = 4
-"""At least; a new key then seems to be in a part for one of eight to one of four."""
+"""At least. A new key then comes to a place with others for one of eight to one of four, and its tag tells it from them
+for three of four of those."""
 _PARTS: Final = 8
+_BITS, _TAG = np.uint16(0x00FF), np.uint16(0xFF00)
+"""Of a word: in which parts there are keys, and what they have in common."""
+_MIXED: Final = np.uint16(0)
+_TAG_BITS: Final = 56
+"""A tag is made of those above this one."""
+_AT_ONCE: Final = 1 << 14
+"""So many keys, and what is made of them, fit into a processor's cache."""
 
 
 class Part:
@@ -126,21 +134,23 @@ AnyPart = TypeVar("AnyPart", bound=Part)
 class Sieve:
     """Says by one look in which parts a key may be: nearly always in none, or in the one that has it.
 
-    A byte for each place that a key can have, and in it a bit for each part; parts beyond the eighth share one.
+    A word of 16 bits for each place that a key can have. Its low byte has a bit for each part that has keys there;
+    parts beyond the eighth share one. Its high byte is the tag of those keys, a few bits of them, or MIXED. So another
+    key that comes to the same place is nearly always told from them.
     Without it, all parts would be searched for every key, and each search waits for memory.
     """
 
-    __slots__ = ("_bytes", "_keys", "_opened")
+    __slots__ = ("_keys", "_opened", "_words")
 
     def __init__(self) -> None:
-        self._bytes: NDArray[np.uint8] = np.zeros(_SMALLEST_SIEVE, np.uint8)
+        self._words: NDArray[np.uint16] = np.zeros(_SMALLEST_SIEVE, np.uint16)
         self._keys = 0
         self._opened = 0
 
     @property
     def size(self) -> int:
         """Bytes that it takes in memory."""
-        return self._bytes.nbytes
+        return self._words.nbytes
 
     def open(self) -> int:
         """Return the bit of a new part."""
@@ -150,7 +160,7 @@ class Sieve:
     def add(self, keys: Numbers, parts: Sequence[Part]) -> None:
         """Take note of keys that were added to the newest of the parts."""
         self._keys += len(keys)
-        if _PLACES_A_KEY * self._keys > len(self._bytes):
+        if _PLACES_A_KEY * self._keys > len(self._words):
             self.build(parts)
         else:
             self._note(parts[-1], keys)
@@ -158,18 +168,28 @@ class Sieve:
     def build(self, parts: Sequence[Part]) -> None:
         """Take note of all keys of all parts anew, with places enough for them."""
         self._keys = sum(map(len, parts))
-        self._bytes = np.zeros(max(_SMALLEST_SIEVE, capacity(_PLACES_A_KEY * self._keys)), np.uint8)
+        self._words = np.zeros(max(_SMALLEST_SIEVE, capacity(_PLACES_A_KEY * self._keys)), np.uint16)
         for part in parts:
-            self._note(part, part.column)
+            for start in range(0, len(part), _AT_ONCE):
+                self._note(part, part.column[start : start + _AT_ONCE])
 
     def _note(self, part: Part, keys: Numbers) -> None:
-        self._bytes[self._places(keys)] |= np.uint8(part.bit)
+        words, places, tags = self._words, self._places(keys), _tags(keys)
+        before = words.take(places)
+        others = ((before & _BITS) != 0) & ((before ^ tags) > _BITS)
+        words[places] = (before & _BITS) | part.bit | np.where(others, _MIXED, tags)
+        # Of those that come to one place together, the last one's tag is there now.
+        mixed = places[(words.take(places) ^ tags) > _BITS]
+        words[mixed] &= _BITS
 
     def parts(self, parts: Iterable[AnyPart], keys: Numbers) -> Iterator[tuple[AnyPart, Numbers]]:
         """Yield the parts that may have some of the keys, in the order given, and the indexes of those keys."""
-        maybe = self._bytes.take(self._places(keys))
+        words = self._words.take(self._places(keys))
+        maybe = ((words & _BITS) != 0) & ((words <= _BITS) | ((words ^ _tags(keys)) <= _BITS))
+        known = maybe.nonzero()[0]
+        bits = words.take(known)
         for part in parts:
-            here = (maybe & part.bit).nonzero()[0]
+            here = known.take((bits & part.bit).nonzero()[0])
             if len(here):
                 yield part, here
 
@@ -177,10 +197,22 @@ class Sieve:
         """Forget a part, and become smaller where so many were forgotten that it will not soon have to grow again."""
         self._keys -= len(part)
         if all(other.bit != part.bit for other in others):
-            self._bytes &= np.uint8(~part.bit & 0xFF)
-        while len(self._bytes) > max(_SMALLEST_SIEVE, 4 * _PLACES_A_KEY * self._keys):
-            half = len(self._bytes) // 2
-            self._bytes = self._bytes[:half] | self._bytes[half:]
+            self._words &= np.uint16(~part.bit & 0xFFFF)
+        while len(self._words) > max(_SMALLEST_SIEVE, 4 * _PLACES_A_KEY * self._keys):
+            half = len(self._words) // 2
+            self._words = _joined(self._words[:half], self._words[half:])
 
     def _places(self, keys: Numbers) -> Any:
-        return (keys >> _SIEVE_BITS) & (len(self._bytes) - 1)
+        return (keys >> _SIEVE_BITS) & (len(self._words) - 1)
+
+
+def _tags(keys: Numbers) -> Any:
+    """Return of each key what tells it from others in its place, as the high byte of a word."""
+    return (keys >> _TAG_BITS).astype(np.uint16) << 8
+
+
+def _joined(some: NDArray[np.uint16], others: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Return the words of places of which two become one."""
+    is_one_empty = ((some & _BITS) == 0) | ((others & _BITS) == 0)
+    tags = np.where((some & _BITS) == 0, others, some) & _TAG
+    return ((some | others) & _BITS) | np.where(is_one_empty | ((some ^ others) <= _BITS), tags, _MIXED)
