@@ -30,7 +30,7 @@ from streams.kafka.broker import EmbeddedBroker
 RATE: Final = 60_000
 SECONDS: Final = 60
 SHARES_OF_JOB: Final = (0.5, 0.8)
-SCRAPE_MS: Final = 25
+SCRAPE_MS: Final = 50
 LAG_S: Final = 10
 """Lag is compared over so many seconds at the start and at the end."""
 GROWS_S: Final = 0.1
