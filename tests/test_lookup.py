@@ -106,16 +106,21 @@ def test_of_two_places_that_become_one_nothing_is_lost_and_an_empty_one_takes_no
 
 def test_keys_in_one_place_are_told_apart_by_their_tags_until_it_is_empty():
     sieve = Sieve()
-    first, second = (part_of([7 << 20 | tag << 56], once=True, bit=sieve.open()) for tag in (2, 4))
+    both, first, second = (
+        part_of([7 << 20 | tag << 56 for tag in tags], once=True, bit=sieve.open()) for tags in ((2, 4), (2,), (4,))
+    )
 
     def seen(*tags):
-        parts = sieve.parts([first, second], signed([7 << 20 | tag << 56 for tag in tags]))
+        parts = sieve.parts([both, first, second], signed([7 << 20 | tag << 56 for tag in tags]))
         return [(part.bit, here.tolist()) for part, here in parts]
 
+    sieve.add(both.column, [both])
+    assert seen(2, 4, 6) == [(both.bit, [0, 1, 2])]  # mixed: no tag says anything
+    sieve.close(both, [])
     sieve.add(first.column, [first])
     assert seen(2, 4, 6) == [(first.bit, [0])]
     sieve.add(second.column, [first, second])
-    assert seen(2, 4, 6) == [(first.bit, [0, 1, 2]), (second.bit, [0, 1, 2])]  # mixed: no tag says anything
+    assert seen(2, 4, 6) == [(first.bit, [0, 1, 2]), (second.bit, [0, 1, 2])]
     sieve.close(first, [second])
     assert seen(2, 4, 6) == [(second.bit, [0, 1, 2])]
     sieve.close(second, [])

@@ -312,6 +312,36 @@ MUTANTS = [
         "counting",
     ),
     Mutant(
+        "of keys that come to one place together the last one's tag holds for all",
+        "core/lookup.py", "        words[mixed] &= _BITS\n", "", "lookup",
+    ),
+    Mutant(
+        "what was forgotten leaves its tag behind",
+        "core/lookup.py",
+        "np.where((before & _BITS) == 0, tags, before)",
+        "np.where(before == 0, tags, before)",
+        "lookup",
+    ),
+    Mutant(
+        "a place that is empty takes the other one's tag away",
+        "core/lookup.py", "np.where((some & _BITS) == 0, others, some)", "some", "lookup",
+    ),
+    Mutant(
+        "anchors just within the interval are not looked at",
+        "core/refresh.py",
+        "(ts - self._interval_ms < part.newest)",
+        "(ts - self._interval_ms + 1 < part.newest)",
+        "refresh",
+    ),
+    Mutant(
+        "it is the turn of views when they begin",
+        "kafka/backlog.py", "end - _VIEWED_AFTER_MS", "begin", "backlog",
+    ),
+    Mutant(
+        "a batch that is not what its checksum says is counted",
+        "kafka/fetch.py", "crc32c(left[_HEADER.size : end]) != checksum", "False", "fetch",
+    ),
+    Mutant(
         "a view at once goes to the newest of several renders",
         "core/partition.py",
         "            if generation.older:\n",

@@ -176,9 +176,8 @@ class Sieve:
     def _note(self, part: Part, keys: Numbers) -> None:
         words, places, tags = self._words, self._places(keys), _tags(keys)
         before = words.take(places)
-        others = ((before & _BITS) != 0) & ((before ^ tags) > _BITS)
-        words[places] = (before & _BITS) | part.bit | np.where(others, _MIXED, tags)
-        # Of those that come to one place together, the last one's tag is there now.
+        words[places] = np.where((before & _BITS) == 0, tags, before) | part.bit
+        # Where there were others, or some came together, it is the tag of one of them.
         mixed = places[(words.take(places) ^ tags) > _BITS]
         words[mixed] &= _BITS
 
