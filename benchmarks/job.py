@@ -1,14 +1,16 @@
 """The whole job: the real worker process on a load that lies ready in Kafka, and beside it the floor.
 
-The floor is what nobody who uses aiokafka can pass: fetch and decode, without counting anything. With `--peers`, other
-stream processors do the job on the same load in the same run.
+The floor is what nobody who uses aiokafka can pass: fetch and decode, without counting anything. Stock Faust counts a
+sample. With `--peers`, other stream processors do the job on the same load in the same run.
 """
 
 import argparse
 import asyncio
+import json
 import tempfile
+from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from benchmarks import peers
 from benchmarks.load import Load, Truth, produce
@@ -16,6 +18,9 @@ from benchmarks.pace import Pace, pace
 from benchmarks.processes import create_topics, started, worker
 from benchmarks.report import column, exact_line, median, spread
 from streams.kafka.broker import EmbeddedBroker
+
+SAMPLE: Final = 10_000
+"""Renders that stock Faust does."""
 
 
 class Floor(NamedTuple):
@@ -26,12 +31,22 @@ class Floor(NamedTuple):
     peak_mib: int
 
 
+class Stock(NamedTuple):
+    """One run of stock Faust, on a sample of its own."""
+
+    events_per_s: float
+    cpu_s_per_million: float
+    peak_mib: int
+    exact: bool
+
+
 class Result(NamedTuple):
     """All on one load, each run a pair, and where asked for with the peers by their names."""
 
     load: Load
     workers: list[Pace]
     floors: list[Floor]
+    stocks: list[Stock]
     peers: list[dict[str, peers.PeerRun]]
 
     @property
@@ -49,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> Result:
     """Measure the worker and the floor on the same load, as often as asked for."""
     load = Load.until_now(options.renders)
-    result = Result(load, [], [], [])
+    result = Result(load, [], [], [], [])
     try:
         _measure(options, result)
     except peers.PeerError as error:
@@ -69,6 +84,7 @@ def _measure(options: argparse.Namespace, result: Result) -> None:
             with worker(broker, prefix) as one:
                 result.workers.append(pace(broker, [one], truth))
             result.floors.append(_floor(broker, prefix, truth))
+            result.stocks.append(_stock(broker, f"sample{number}-", options.partitions))
             if options.peers:
                 result.peers.append(peers.run(broker, prefix, truth, options.partitions))
 
@@ -80,6 +96,21 @@ def _floor(broker: EmbeddedBroker, prefix: str, truth: Truth) -> Floor:
     if events != truth.events:
         raise RuntimeError(f"the floor read {events:,} of {truth.events:,} events")
     return Floor(events / seconds, cpu / events * 1e6, int(line[3]))
+
+
+def _stock(broker: EmbeddedBroker, prefix: str, partitions: int) -> Stock:
+    asyncio.run(create_topics(broker.bootstrap, prefix, partitions))
+    truth = produce(broker.bootstrap, prefix, Load.until_now(SAMPLE))
+    arguments = ("-m", "benchmarks.stock_job", str(truth.events), str(partitions))
+    with started(*arguments, broker=broker, prefix=prefix) as process:
+        told = json.loads(next(line for line in process.stdout or () if line.startswith("{")))
+    counted = [Counter(told[figure]) for figure in ("served", "measurable", "viewable")]
+    return Stock(
+        told["events"] / told["seconds"],
+        told["cpu_s"] / told["events"] * 1e6,
+        told["peak_mib"],
+        counted == [truth.served, truth.measurable, truth.viewable],
+    )
 
 
 def summary(result: Result) -> dict[str, Any]:
@@ -94,6 +125,7 @@ def summary(result: Result) -> dict[str, Any]:
         "peak_mib": max(column(workers, "peak_mib")),
         "floor_events_per_s": median(column(floors, "events_per_s")),
         "ratio_to_floor": median(result.ratios),
+        "stock_faust_events_per_s": median(column(result.stocks, "events_per_s")),
         "exact": all(column(workers, "exact")),
     } | ({"peers": {name: _peer_summary(runs) for name, runs in _by_peer(result)}} if result.peers else {})
 
@@ -113,7 +145,8 @@ def _peer_summary(runs: list[peers.PeerRun]) -> dict[str, Any]:
 def show(result: Result) -> None:
     """Print the result."""
     print(result.load)
-    for name, runs in (("worker", result.workers), ("floor", result.floors)):
+    print(f"stock Faust does a sample of {SAMPLE:,} renders")
+    for name, runs in (("worker", result.workers), ("floor", result.floors), ("stock", result.stocks)):
         print(
             f"{name:7} {spread(column(runs, 'events_per_s'))} events/s,"
             f" {spread(column(runs, 'cpu_s_per_million'), '.2f')} CPU-s a million, peak"
@@ -123,6 +156,7 @@ def show(result: Result) -> None:
     print(f"broker  {broker} CPU-s a million beside the worker")
     print(f"ratio to floor {spread(result.ratios, '.2f')}, {len(result.workers)} runs")
     print(exact_line(column(result.workers, "exact")))
+    print(f"stock Faust: {exact_line(column(result.stocks, 'exact'))}")
     for name, peer_runs in _by_peer(result):
         print(
             f"{name}: {spread(column(peer_runs, 'warm_events_per_s'))} events/s warm,"
