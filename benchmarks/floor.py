@@ -2,12 +2,12 @@
 
 import asyncio
 import os
-import resource
 import sys
 import time
 
 import aiokafka
 
+from benchmarks.processes import peak_mib
 from streams.wire.events import decoder
 
 
@@ -25,8 +25,7 @@ async def _read(events: int) -> None:
     while count < events:
         for place, records in (await consumer.getmany(timeout_ms=1000)).items():
             count += len(decoders[place.topic]([record.value for record in records]))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(count, time.monotonic() - began, time.process_time() - cpu, peak, flush=True)
+    print(count, time.monotonic() - began, time.process_time() - cpu, peak_mib(os.getpid()), flush=True)
     await consumer.stop()
 
 

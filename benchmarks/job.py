@@ -156,7 +156,7 @@ def show(result: Result) -> None:
     print(f"broker  {broker} CPU-s a million beside the worker")
     print(f"ratio to floor {spread(result.ratios, '.2f')}, {len(result.workers)} runs")
     print(exact_line(column(result.workers, "exact")))
-    print(f"stock Faust: {exact_line(column(result.stocks, 'exact'))}")
+    print(f"stock Faust: exact in {sum(column(result.stocks, 'exact'))} of {len(result.stocks)} runs")
     for name, peer_runs in _by_peer(result):
         print(
             f"{name}: {spread(column(peer_runs, 'warm_events_per_s'))} events/s warm,"

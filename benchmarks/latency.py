@@ -161,7 +161,7 @@ def _phase(
     flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
     times = [list(probe_times(seconds, number, partitions)) for number in range(partitions)]
     print(f"making {rate * seconds:,} events to send ...", file=sys.stderr, flush=True)
-    with started("-m", "benchmarks.sender", *flags, broker=broker, prefix=prefix) as process:
+    with started("-m", "benchmarks.sender", "--ahead", *flags, broker=broker, prefix=prefix) as process:
         start_s, start_ms = json.loads(line_of(process))
         cpu, broker_cpu = cpu_s(one.pid), cpu_s(broker.pid)
         probes = [len(some) for some in times]

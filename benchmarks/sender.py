@@ -3,9 +3,9 @@
 Event time is wall time. A view is sent a second after its render. Beside the load go probes: renders of one campaign
 for each partition, each by a viewer of its own, so that no refresh rule applies.
 
-All of it is made before it starts: every 20 ms of it is a batch for each partition, as the broker takes them, and one
-request carries them. Whoever sends shares two cores with what is measured: to make an event takes half as much as to
-count it, and a client that sends each record alone takes as much.
+Every 20 ms of it is a batch for each partition, as the broker takes them, and one request carries them. Whoever sends
+shares two cores with what is measured: a client that sends each record alone takes as much as the worker, and to make
+an event takes half as much. So all can be made before it starts.
 """
 
 import argparse
@@ -152,17 +152,20 @@ def _made(schedule: _Schedule, start_ms: int) -> Iterator[bytes]:
             break
 
 
-def _prepared(rate: int, seconds: int, partitions: int) -> tuple[float, int, list[bytes]]:
-    """Return when the load starts (monotonic seconds, event time in ms), and all of it by its ticks."""
+def _planned(rate: int, seconds: int, partitions: int, *, ahead: bool) -> tuple[float, int, Iterable[bytes]]:
+    """Return when the load starts (monotonic seconds, event time in ms), and its ticks, all made `ahead` or not."""
 
-    def made(seconds: int, start_ms: int) -> list[bytes]:
-        return [*_made(_Schedule(load_of(rate, seconds, start_ms), seconds, partitions), start_ms)]
+    def made(seconds: int, start_ms: int) -> Iterator[bytes]:
+        return _made(_Schedule(load_of(rate, seconds, start_ms), seconds, partitions), start_ms)
 
-    began = time.monotonic()
-    made(1, 0)
-    lead_s = _LEAD_S + (time.monotonic() - began) * seconds * _SLACK
+    lead_s, began = _LEAD_S, time.monotonic()
+    if ahead:
+        deque(made(1, 0), maxlen=0)
+        lead_s += (time.monotonic() - began) * seconds * _SLACK
     start_s, start_ms = time.monotonic() + lead_s, int((time.time() + lead_s) * 1000)
-    ticks = made(seconds, start_ms)
+    if not ahead:
+        return start_s, start_ms, made(seconds, start_ms)
+    ticks = [*made(seconds, start_ms)]
     if time.monotonic() > start_s - _LEAD_S / 2:
         raise RuntimeError(f"to make {rate * seconds:,} events took longer than their first second gave to expect")
     return start_s, start_ms, ticks
@@ -187,8 +190,8 @@ class _Sending:
             self.undelivered += number
 
 
-async def _send(rate: int, seconds: int, partitions: int) -> Sent:
-    start_s, start_ms, ticks = _prepared(rate, seconds, partitions)
+async def _send(rate: int, seconds: int, partitions: int, *, ahead: bool) -> Sent:
+    start_s, start_ms, ticks = _planned(rate, seconds, partitions, ahead=ahead)
     producer = AIOKafkaProducer(
         bootstrap_servers=os.environ["STREAMS_BROKER"],
         acks="all",
@@ -228,8 +231,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sender", description=__doc__)
     for name in ("rate", "seconds", "partitions"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--ahead", action="store_true", help="make all of it before it starts")
     options = parser.parse_args()
-    print(json.dumps(asyncio.run(_send(options.rate, options.seconds, options.partitions))._asdict()))
+    sent = asyncio.run(_send(options.rate, options.seconds, options.partitions, ahead=options.ahead))
+    print(json.dumps(sent._asdict()))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from the first to the last, CPU seconds, peak MiB, and what was counted. Argumen
 import asyncio
 import json
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -17,6 +16,8 @@ from decimal import Decimal
 from typing import Any, Final
 
 import faust
+
+from benchmarks.processes import peak_mib
 
 REFRESH_MS: Final = 30_000
 PANE_MS: Final = 10_000
@@ -110,7 +111,7 @@ async def _count(expected: int, partitions: int, folder: str) -> None:
         "events": expected,
         "seconds": time.monotonic() - clock.began,
         "cpu_s": time.process_time() - clock.cpu_before,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_mib": peak_mib(os.getpid()),
     }
     print(json.dumps(told | _counted(cells)), flush=True)
     starting.cancel()

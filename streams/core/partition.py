@@ -113,6 +113,14 @@ def identity(source: str | None, impression_id: str) -> int:
     return xxhash.xxh3_64_intdigest(impression_id.encode(), _seed(source))
 
 
+def _times(events: Sequence[Event | Malformed]) -> Numbers | None:
+    """Return when each event happened; None if one of them is none."""
+    try:
+        return np.fromiter(map(_ts_of, events), np.int64, len(events))
+    except AttributeError:
+        return None
+
+
 def _identities(events: Sequence[Event]) -> Numbers:
     """Return the key of each event's impression, its 64 bits read as a signed number."""
     digest, seeds = xxhash.xxh3_64_intdigest, {source: _seed(source) for source in {event.source for event in events}}
@@ -192,7 +200,7 @@ class Partition:
         """How many events of each topic wait."""
         self._held: dict[tuple[str, int], Waiting] = {}
         self._due = DueDates()
-        self._deciders: dict[str, Callable[[Sequence[int], Any, Progress], None]] = {
+        self._deciders: dict[str, Callable[[Sequence[int], Any, Any, Progress], None]] = {
             RENDERS: self._renders,
             VIEWABILITY: self._views,
             CLICKS: self._clicked,
@@ -239,26 +247,25 @@ class Partition:
         start = bisect_left(batch.offsets, progress.fence)
         offsets, events, own_times = batch.offsets[start:], batch.events[start:], batch.timestamps[start:]
         refused: list[Refused] = []
-        if not self._all_acceptable(events, own_times):
+        ts = _times(events)
+        if ts is None or self._may_be_ahead(ts, own_times):
             refused = self._refused(batch.topic, offsets, events, own_times, progress)
             gone = {letter.offset for letter in refused}
             events = [event for offset, event in zip(offsets, events, strict=True) if offset not in gone]
             offsets = [offset for offset in offsets if offset not in gone]
+            ts = _times(events)
         if events:
-            self._deciders[batch.topic](offsets, events, progress)
+            self._deciders[batch.topic](offsets, events, ts, progress)
         progress.fence = max(progress.fence, batch.next_offset)
         self._settle_orphans()
         return refused
 
-    def _all_acceptable(self, events: Sequence[Event | Malformed], own_times: Sequence[int | None]) -> bool:
-        """Say, at a glance at all of them, whether rules 1 and 2 surely have nothing against any event."""
-        if Malformed in set(map(type, events)):
-            return False
+    def _may_be_ahead(self, ts: Numbers, own_times: Sequence[int | None]) -> bool:
+        """Say, at a glance at all events, whether rule 2 may have something against one of them."""
         if not own_times or None in own_times:
-            return not own_times
+            return bool(own_times)
         earliest: int = min(own_times)  # type: ignore[type-var, assignment]  # none of them is None, see above
-        newest: int = max(map(_ts_of, events))
-        return newest <= earliest + self.rules.future_ms
+        return int(ts.max()) > earliest + self.rules.future_ms
 
     def _refused(
         self,
@@ -309,8 +316,7 @@ class Partition:
 
     # --- renders: rules 4, 5, 6 and 8, each over all that the one before it left -----------------------------------
 
-    def _renders(self, offsets: Sequence[int], renders: Sequence[Render], progress: Progress) -> None:
-        ts = np.fromiter(map(_ts_of, renders), np.int64, len(renders))
+    def _renders(self, offsets: Sequence[int], renders: Sequence[Render], ts: Numbers, progress: Progress) -> None:
         behind, late = self._behind(ts, progress)
         keys = _identities(renders)
         first, older = self._firsts(keys, ts, late)
@@ -438,8 +444,7 @@ class Partition:
 
     # --- views and clicks: each is brought to its render -----------------------------------------------------------
 
-    def _views(self, offsets: Sequence[int], views: Sequence[Viewability], progress: Progress) -> None:
-        ts = np.fromiter(map(_ts_of, views), np.int64, len(views))
+    def _views(self, offsets: Sequence[int], views: Sequence[Viewability], ts: Numbers, progress: Progress) -> None:
         _, late = self._behind(ts, progress)
         keys = _identities(views)
         rows = self.impressions.find(keys)
@@ -490,8 +495,7 @@ class Partition:
         self._gained_rows.frombytes(rows)
         self._gains += (after & ~before).tobytes()
 
-    def _clicked(self, offsets: Sequence[int], clicks: Sequence[Click], progress: Progress) -> None:
-        ts = np.fromiter(map(_ts_of, clicks), np.int64, len(clicks))
+    def _clicked(self, offsets: Sequence[int], clicks: Sequence[Click], ts: Numbers, progress: Progress) -> None:
         _, late = self._behind(ts, progress)
         keys = _identities(clicks)
         rows = self.impressions.find(keys)

@@ -138,8 +138,8 @@ class Auditor(Partition):
             self._say(renders, [Outcome.FUTURE] * len(renders))
         return refused
 
-    def _renders(self, offsets: Sequence[int], renders: Sequence[Render], progress: Progress) -> None:
-        super()._renders(offsets, renders, progress)
+    def _renders(self, offsets: Sequence[int], renders: Sequence[Render], ts: Numbers, progress: Progress) -> None:
+        super()._renders(offsets, renders, ts, progress)
         self._say(renders, self._outcomes.tolist())
 
     def _firsts(

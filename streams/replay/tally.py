@@ -59,8 +59,8 @@ class Tally(Partition):
         self._judgement = super()._judged(renders, ts, behind, progress)
         return self._judgement
 
-    def _renders(self, offsets: Sequence[int], renders: Sequence[Render], progress: Progress) -> None:
-        super()._renders(offsets, renders, progress)
+    def _renders(self, offsets: Sequence[int], renders: Sequence[Render], ts: Numbers, progress: Progress) -> None:
+        super()._renders(offsets, renders, ts, progress)
         duplicates = (~self._first & ~self._late).nonzero()[0]
         born = np.frombuffer(self._judgement.born, np.uint8)
         firsts = self._first.nonzero()[0]
