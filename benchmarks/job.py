@@ -103,7 +103,10 @@ def _stock(broker: EmbeddedBroker, prefix: str, partitions: int) -> Stock:
     truth = produce(broker.bootstrap, prefix, Load.until_now(SAMPLE))
     arguments = ("-m", "benchmarks.stock_job", str(truth.events), str(partitions))
     with started(*arguments, broker=broker, prefix=prefix) as process:
-        told = json.loads(next(line for line in process.stdout or () if line.startswith("{")))
+        line = next((line for line in process.stdout or () if line.startswith("{")), None)
+    if line is None:
+        raise RuntimeError("stock Faust ended before it had counted its sample")
+    told = json.loads(line)
     counted = [Counter(told[figure]) for figure in ("served", "measurable", "viewable")]
     return Stock(
         told["events"] / told["seconds"],

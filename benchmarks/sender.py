@@ -15,7 +15,7 @@ import os
 import pickle
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from heapq import merge
 from itertools import count, islice, takewhile
@@ -136,39 +136,53 @@ class _Schedule:
         self._viewed = viewed
 
 
-def _made(schedule: _Schedule, start_ms: int) -> Iterator[bytes]:
-    """Yield what is due at each tick: batches with their topics and partitions, pickled and compressed."""
+_Tick = dict[tuple[str, int], BatchBuilder]
+"""A batch for each topic (without prefix) and partition of which something is due."""
+
+
+def _made(schedule: _Schedule, start_ms: int) -> Iterator[_Tick]:
+    """Yield what is due at each tick. Raises RuntimeError if that is too much."""
     for number in count(1):
         until_s = number * _TICK_S
-        batches: dict[tuple[str, int], BatchBuilder] = {}
+        batches: _Tick = {}
         for topic, key, value, partition in schedule.due(until_s):
             batch = batches.setdefault((topic, partition), BatchBuilder(_BATCH_BYTES, 0))
             if batch.append(timestamp=start_ms, key=key, value=value) is None:
                 raise RuntimeError(f"more than {_BATCH_BYTES} bytes are due at once")
-        for batch in batches.values():
-            batch._build()  # noqa: SLF001  # as the producer does in the end; before it nobody can pickle one
-        yield bytes(lz4.compress(pickle.dumps(batches)))
+        yield batches
         if until_s >= schedule.ends_s:
             break
 
 
-def _planned(rate: int, seconds: int, partitions: int, *, ahead: bool) -> tuple[float, int, Iterable[bytes]]:
+def _packed(tick: _Tick) -> bytes:
+    for batch in tick.values():
+        batch._build()  # noqa: SLF001  # as the producer does in the end; before it nobody can pickle one
+    return bytes(lz4.compress(pickle.dumps(tick)))
+
+
+def _unpacked(packed: bytes) -> _Tick:
+    tick: _Tick = pickle.loads(bytes(lz4.decompress(packed)))
+    return tick
+
+
+def _planned(rate: int, seconds: int, partitions: int, *, ahead: bool) -> tuple[float, int, Iterator[_Tick]]:
     """Return when the load starts (monotonic seconds, event time in ms), and its ticks, all made `ahead` or not."""
 
-    def made(seconds: int, start_ms: int) -> Iterator[bytes]:
+    def made(seconds: int, start_ms: int) -> Iterator[_Tick]:
         return _made(_Schedule(load_of(rate, seconds, start_ms), seconds, partitions), start_ms)
 
     lead_s, began = _LEAD_S, time.monotonic()
     if ahead:
-        deque(made(1, 0), maxlen=0)
+        deque(map(_packed, made(1, 0)), maxlen=0)
         lead_s += (time.monotonic() - began) * seconds * _SLACK
     start_s, start_ms = time.monotonic() + lead_s, int((time.time() + lead_s) * 1000)
+    ticks = made(seconds, start_ms)
     if not ahead:
-        return start_s, start_ms, made(seconds, start_ms)
-    ticks = [*made(seconds, start_ms)]
+        return start_s, start_ms, ticks
+    packed = [*map(_packed, ticks)]
     if time.monotonic() > start_s - _LEAD_S / 2:
         raise RuntimeError(f"to make {rate * seconds:,} events took longer than their first second gave to expect")
-    return start_s, start_ms, ticks
+    return start_s, start_ms, map(_unpacked, packed)
 
 
 class _Sending:
@@ -179,9 +193,8 @@ class _Sending:
         self._producer = producer
         self._prefix = prefix
 
-    async def send(self, tick: bytes) -> None:
-        batches: dict[tuple[str, int], BatchBuilder] = pickle.loads(bytes(lz4.decompress(tick)))
-        for (topic, partition), batch in batches.items():
+    async def send(self, tick: _Tick) -> None:
+        for (topic, partition), batch in tick.items():
             sent = await self._producer.send_batch(batch, self._prefix + topic, partition=partition)
             sent.add_done_callback(partial(self._note, batch.record_count()))
 
@@ -209,7 +222,7 @@ async def _send(rate: int, seconds: int, partitions: int, *, ahead: bool) -> Sen
         return Sent(behind_max_s * 1000, behind_s, sending.undelivered, time.process_time() - cpu_s)
 
 
-async def _send_in_time(ticks: Iterable[bytes], sending: _Sending, start_s: float) -> tuple[float, float]:
+async def _send_in_time(ticks: Iterator[_Tick], sending: _Sending, start_s: float) -> tuple[float, float]:
     """Send each tick at its time, or else as soon as can be.
 
     Return how far behind that fell at most, and how long it was more than BEHIND_S behind, both in seconds.

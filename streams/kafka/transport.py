@@ -27,13 +27,14 @@ from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 import faust
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from streams.kafka.fetch import UNBOUNDED, fetch_ahead, take_unparsed
+from streams.kafka.fetch import UNBOUNDED, asked, fetch_ahead, take_unparsed
 from streams.kafka.topics import TopicsError
 
 FETCH_WAIT_MS = 50
@@ -76,7 +77,7 @@ class Extent(NamedTuple):
 class Lost(NamedTuple):
     """A topic partition, and an offset that was to be read from next, but is out of what Kafka has of it."""
 
-    place: TP
+    place: TopicPartition
     offset: int
 
 
@@ -188,11 +189,10 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """Take note of what was asked for out of range of what there is: it is about to be sought elsewhere."""
         if not assignment.active or self._seeking:
             return
-        for topic, partitions in request.topics:
-            for partition, offset, _ in partitions:
-                state = assignment.state_value(TP(topic, partition))
-                if state is not None and state.awaiting_reset:
-                    self.lost = Lost(TP(topic, partition), offset)
+        for place, offset in asked(request):
+            state = assignment.state_value(place)
+            if state is not None and state.awaiting_reset:
+                self.lost = Lost(place, offset)
 
     async def seek_to_committed(self) -> Any:
         """Seek every partition to its committed offset, and where none is committed to its beginning.
