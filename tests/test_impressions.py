@@ -51,10 +51,12 @@ class Model:
 
     def check(self) -> None:
         assert (self.impressions.first, self.impressions.end) == (self.first, len(self.rows))
-        for key in KEYS:
+        found = self.impressions.find(np.array(KEYS, np.uint64).view(np.int64)).tolist()
+        for key, at_once in zip(KEYS, found, strict=True):
             rows = [row for row in range(self.first, len(self.rows)) if self.rows[row][0] == key]
             newest = self.impressions.newest(key)
             assert newest == (rows[-1] if rows else NO_ROW)
+            assert max(at_once, self.first - 1) == max(newest, self.first - 1)
             assert self.impressions.with_older(newest) == rows[::-1]
         for row in range(self.first, len(self.rows)):
             generation, position = self.impressions.at(row)
@@ -79,13 +81,16 @@ def filled(steps: Any) -> Model:
     return model
 
 
+@pytest.mark.parametrize("few", [0, 2, 64])
 @THOROUGH
 @given(steps)
-def test_every_row_is_found_with_those_before_it_until_it_is_forgotten(steps):
-    model = Model()
-    for step, argument in steps:
-        getattr(model, step)(argument)
-        model.check()
+def test_every_row_is_found_with_those_before_it_until_it_is_forgotten(few, steps):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streams.core.impressions.FEW_KEYS", few)
+        model = Model()
+        for step, argument in steps:
+            getattr(model, step)(argument)
+            model.check()
 
 
 @THOROUGH

@@ -73,13 +73,16 @@ CROWDED = st.builds(
 STEPS = st.one_of(st.just("close"), st.lists(CROWDED | st.integers(0, 2**64 - 1), min_size=1, max_size=ROOM))
 
 
+@pytest.mark.parametrize("small", [0, 20, 1 << 16])
 @pytest.mark.parametrize("smallest", [1, 4, 1 << 12])
 @THOROUGH
 @given(st.lists(STEPS, max_size=30))
-def test_a_part_is_told_of_for_each_of_its_keys_until_it_is_closed(smallest, steps):
+def test_a_part_is_told_of_for_each_of_its_keys_until_it_is_closed(smallest, small, steps):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("streams.core.lookup._SMALLEST_SIEVE", smallest)
         patch.setattr("streams.core.lookup._AT_ONCE", 3)
+        patch.setattr("streams.core.lookup.SMALL", small)
+        patch.setattr("streams.core.lookup._RENEWALS", 3)
         sieve, parts = Sieve(), []
         for step in steps:
             if step == "close":
@@ -127,6 +130,22 @@ def test_keys_in_one_place_are_told_apart_by_their_tags_until_it_is_empty():
     assert seen(2, 4, 6) == []
     sieve.add(first.column, [first])
     assert seen(2, 4, 6) == [(first.bit, [0])]
+
+
+def test_a_large_sieve_grows_in_steps_and_tells_as_much_afterwards(monkeypatch):
+    rng, sieve, parts, seen = np.random.default_rng(1), Sieve(), [], []
+    for number in range(200):
+        if number % 40 == 0:
+            parts.append(Part(40 * 256, sieve.open()))
+        if number == 8:
+            monkeypatch.setattr("streams.core.lookup.SMALL", 2_000)
+            monkeypatch.setattr(Sieve, "build", lambda *_: pytest.fail("all at once"))
+        keys = np.frombuffer(rng.bytes(8 * 256), np.int64)
+        parts[-1].keys.frombytes(keys.tobytes())
+        sieve.add(keys, parts)
+        seen.append(len(sieve.look(rng.integers(-(2**63), 2**63, 10_000))[0]) / 10_000)
+    assert max(seen) < 0.06
+    assert sieve.size / 2 < 8 * 200 * 256
 
 
 def test_new_keys_seem_to_be_nowhere_mostly_and_what_was_forgotten_leaves_no_trace():

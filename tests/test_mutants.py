@@ -329,8 +329,8 @@ MUTANTS = [
     Mutant(
         "anchors just within the interval are not looked at",
         "core/refresh.py",
-        "(ts - self._interval_ms < part.newest)",
-        "(ts - self._interval_ms + 1 < part.newest)",
+        "if reach < part.newest]",
+        "if reach + 1 < part.newest]",
         "refresh",
     ),
     Mutant(

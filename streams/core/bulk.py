@@ -85,9 +85,11 @@ def mark(generation: Generation, positions: Numbers, says: NDArray[np.uint8]) ->
 
 def repeated(values: Numbers) -> NDArray[np.bool_]:
     """Say of each value whether it is there more than once."""
-    ordered = np.sort(values)
-    twice = ordered[1:][ordered[1:] == ordered[:-1]]
-    return np.isin(values, twice) if len(twice) else np.zeros(len(values), np.bool_)
+    order, found = values.argsort(), np.zeros(len(values), np.bool_)
+    ordered = values.take(order)
+    same = (ordered[1:] == ordered[:-1]).nonzero()[0]
+    found[order.take(same)] = found[order.take(same + 1)] = True
+    return found
 
 
 class _Cells:

@@ -10,7 +10,7 @@ refer to any row of a generation any more, it is dropped whole.
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -58,6 +58,8 @@ NO_ROW: Final = -1
 SMALLEST: Final = 1 << 16
 """Rows of the smallest generation."""
 
+FEW_KEYS: Final = 64
+"""So many keys are faster looked for one by one: those that are left lie in many generations, or in none."""
 _AT_ONCE: Final = 4_096
 """Rows that are looked at together when old ones are forgotten."""
 
@@ -186,11 +188,28 @@ class Impressions:
     def find(self, keys: Numbers) -> Numbers:
         """Return for each key the newest row of that identity, which may be forgotten; NO_ROW where there is none."""
         rows = np.full(len(keys), NO_ROW, np.int64)
-        for generation, here in self._sieve.parts(self.generations, keys):
-            found = generation.search(keys.take(here))
+        left, bits = self._sieve.look(keys)
+        older = [*self.generations]
+        while len(left) > FEW_KEYS and older:
+            generation = older.pop()
+            here = (bits & generation.bit).nonzero()[0]
+            found = generation.search(keys.take(left.take(here)))
             known = found != NO_POSITION
-            rows[here[known]] = found[known] + generation.start
+            rows[left.take(here[known])] = found[known] + generation.start
+            bits[here[known]] = 0
+            still = bits.nonzero()[0]
+            left, bits = left.take(still), bits.take(still)
+        older.reverse()
+        for at, key, where in zip(left.tolist(), keys.take(left).tolist(), bits.tolist(), strict=True):
+            rows[at] = self._find_one(key, (one for one in older if one.bit & where))
         return rows
+
+    def _find_one(self, key: int, generations: Iterable[Generation]) -> int:
+        for generation in generations:
+            position = generation.position_of(key)
+            if position != NO_POSITION:
+                return generation.start + position
+        return NO_ROW
 
     def newest(self, key: int) -> int:
         """Return the newest row of one identity, NO_ROW without one."""
@@ -219,9 +238,12 @@ class Impressions:
 
     def parts(self, rows: Numbers, chosen: NDArray[np.bool_] | None = None) -> Iterator[tuple[Generation, Numbers]]:
         """Yield each generation and the indexes of those of some rows, or of the chosen ones, that lie there."""
-        for generation in self.generations:
-            here = (rows >= max(generation.start, self.first)) & (rows < generation.end)
-            indexes = (here if chosen is None else here & chosen).nonzero()[0]
+        left = ((rows >= self.first) if chosen is None else (rows >= self.first) & chosen).nonzero()[0]
+        for generation in reversed(self.generations):
+            if not len(left):
+                break
+            here = rows.take(left) >= generation.start
+            indexes, left = left[here], left[~here]
             if len(indexes):
                 yield generation, indexes
 

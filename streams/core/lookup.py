@@ -39,6 +39,10 @@ _TAG_BITS: Final = 56
 """A tag is made of those above this one."""
 _AT_ONCE: Final = 1 << 14
 """So many keys, and what is made of them, fit into a processor's cache."""
+SMALL: Final = 1 << 16
+"""Of so many keys a sieve is made anew in a millisecond or two,"""
+_RENEWALS: Final = 64
+"""and that of more by bits, one whenever so large a share of its keys was added: eight in an eighth of the way."""
 
 
 class Part:
@@ -72,7 +76,7 @@ class Part:
         table, column = self.table, self.column
         keys = column.take(positions)
         mine, slots = positions.astype(np.uint32), self._first_slots(keys)
-        while len(slots):
+        while len(slots) > FEW:
             free = (table.take(slots) == _EMPTY).nonzero()[0]
             table[slots.take(free)] = mine.take(free)
             occupants = table.take(slots)
@@ -82,6 +86,17 @@ class Part:
             slots = np.where(same, slots, self._next_slots(slots, keys))
             left = (~same | older).nonzero()[0]
             slots, mine, keys = slots.take(left), mine.take(left), keys.take(left)
+        for position, key, slot in zip(mine.tolist(), keys.tolist(), slots.tolist(), strict=True):
+            self._put_one(position, key, slot, once)
+
+    def _put_one(self, position: int, key: int, slot: int, once: bool) -> None:
+        step, unsigned, mask = key >> _STEP_BITS | 1, key & _UNSIGNED, len(self.table) - 1
+        while (occupant := self.table.item(slot)) != _EMPTY:
+            if once and self.keys[occupant] == unsigned:
+                position = max(position, occupant)
+                break
+            slot = (slot + step) & mask
+        self.table[slot] = position
 
     def search(self, keys: Numbers, accept: Accept | None = None) -> Numbers:
         """Return a position of each key that was put there, one that is accepted; NO_POSITION where there is none.
@@ -106,6 +121,10 @@ class Part:
         for at, key, slot in zip(left.tolist(), keys.tolist(), slots.tolist(), strict=True):
             found[at] = self._search_one(key, slot, at, accept)
         return found
+
+    def position_of(self, key: int) -> int:
+        """Return a position of one key that was put there; NO_POSITION if there is none."""
+        return self._search_one(key, key & (len(self.table) - 1), 0, None)
 
     def _search_one(self, key: int, slot: int, at: int, accept: Accept | None) -> int:
         step, unsigned, mask = key >> _STEP_BITS | 1, key & _UNSIGNED, len(self.table) - 1
@@ -140,12 +159,16 @@ class Sieve:
     Without it, all parts would be searched for every key, and each search waits for memory.
     """
 
-    __slots__ = ("_keys", "_opened", "_words")
+    __slots__ = ("_added", "_keys", "_opened", "_stale", "_words")
 
     def __init__(self) -> None:
         self._words: NDArray[np.uint16] = np.zeros(_SMALLEST_SIEVE, np.uint16)
         self._keys = 0
         self._opened = 0
+        self._stale: list[int] = []
+        """Bits of parts whose keys are noted in more places than their own."""
+        self._added = 0
+        """How many keys were added since one of them was renewed."""
 
     @property
     def size(self) -> int:
@@ -160,18 +183,41 @@ class Sieve:
     def add(self, keys: Numbers, parts: Sequence[Part]) -> None:
         """Take note of keys that were added to the newest of the parts."""
         self._keys += len(keys)
-        if _PLACES_A_KEY * self._keys > len(self._words):
+        if _PLACES_A_KEY * self._keys > len(self._words) and self._keys <= SMALL:
             self.build(parts)
-        else:
-            self._note(parts[-1], keys)
+            return
+        while _PLACES_A_KEY * self._keys > len(self._words):
+            self._grow()
+        self._note(parts[-1], keys)
+        self._added += len(keys)
+        if self._stale and _RENEWALS * self._added >= self._keys:
+            self._renew(self._stale.pop(), parts)
 
     def build(self, parts: Sequence[Part]) -> None:
         """Take note of all keys of all parts anew, with places enough for them."""
-        self._keys = sum(map(len, parts))
+        self._keys, self._stale = sum(map(len, parts)), []
         self._words = np.zeros(max(_SMALLEST_SIEVE, capacity(_PLACES_A_KEY * self._keys)), np.uint16)
         for part in parts:
-            for start in range(0, len(part), _AT_ONCE):
-                self._note(part, part.column[start : start + _AT_ONCE])
+            self._note_all(part)
+
+    def _grow(self) -> None:
+        """Become twice as large: two places for each, and what was noted of it in both, until it is renewed.
+
+        To build a large one anew takes longer than anybody should wait.
+        """
+        self._words = np.concatenate((self._words, self._words))
+        self._stale, self._added = [1 << bit for bit in range(_PARTS)], 0
+
+    def _renew(self, bit: int, parts: Iterable[Part]) -> None:
+        self._added = 0
+        self._words &= np.uint16(~bit & 0xFFFF)
+        for part in parts:
+            if part.bit == bit:
+                self._note_all(part)
+
+    def _note_all(self, part: Part) -> None:
+        for start in range(0, len(part), _AT_ONCE):
+            self._note(part, part.column[start : start + _AT_ONCE])
 
     def _note(self, part: Part, keys: Numbers) -> None:
         words, places, tags = self._words, self._places(keys), _tags(keys)
@@ -181,12 +227,16 @@ class Sieve:
         mixed = places[(words.take(places) ^ tags) > _BITS]
         words[mixed] &= _BITS
 
-    def parts(self, parts: Iterable[AnyPart], keys: Numbers) -> Iterator[tuple[AnyPart, Numbers]]:
-        """Yield the parts that may have some of the keys, in the order given, and the indexes of those keys."""
+    def look(self, keys: Numbers) -> tuple[Numbers, NDArray[np.uint16]]:
+        """Return the indexes of the keys that may be somewhere, and of each the bits of the parts where it may be."""
         words = self._words.take(self._places(keys))
         maybe = ((words & _BITS) != 0) & ((words <= _BITS) | ((words ^ _tags(keys)) <= _BITS))
         known = maybe.nonzero()[0]
-        bits = words.take(known)
+        return known, words.take(known) & _BITS
+
+    def parts(self, parts: Iterable[AnyPart], keys: Numbers) -> Iterator[tuple[AnyPart, Numbers]]:
+        """Yield the parts that may have some of the keys, in the order given, and the indexes of those keys."""
+        known, bits = self.look(keys)
         for part in parts:
             here = known.take((bits & part.bit).nonzero()[0])
             if len(here):

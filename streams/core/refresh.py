@@ -109,7 +109,10 @@ class Anchors:
         """Say of renders whether one counted in the same place lies closer than the interval, before or after."""
         found = np.zeros(len(places), np.bool_)
         # A viewer who meets a slot again after longer than the interval has anchors, which are not looked at for that.
-        recent = [part for part in self._parts if (ts - self._interval_ms < part.newest).any()]
+        if not len(ts):
+            return found
+        reach = int(ts.min()) - self._interval_ms
+        recent = [part for part in self._parts if reach < part.newest]
         for part, here in self._sieve.parts(recent, places):
             found[here] |= part.near(places.take(here), ts.take(here), self._interval_ms)
         return found
