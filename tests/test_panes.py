@@ -48,9 +48,13 @@ def test_a_ledger_remembers_what_was_touched_and_forgets_panes_from_the_start_on
     ledger.touch(10_000).add(ALL)
     assert ledger.touched == {0, 10_000, 20_000}
     assert changed == [ledger]
-    assert ledger.panes[10_000].served == 10
+    assert ledger.at(10_000).served == 10
     ledger.forget(0, 20_000)
-    assert set(ledger.panes) == {20_000}
+    assert [pane for pane, _ in ledger.cells()] == [20_000]
+    assert not ledger.is_empty()
+    ledger.touch(0)
+    ledger.forget(0, 30_000)
+    assert ledger.is_empty()
 
 
 def test_a_rolling_window_moves_by_whole_panes_of_stream_time():

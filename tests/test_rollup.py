@@ -173,7 +173,7 @@ def test_totals_are_the_sums_of_all_cells_whatever_was_sent_twice_or_lost_on_the
         series: sum_of(cell for (of, _), cell in truth.items() if of == series) for series in {of for of, _ in truth}
     }
     for account in stage.rollup.accounts.by_series.values():
-        assert account.total == sum_of([account.lifetime.cell, *map(account.sum_of, account.minutes)])
+        assert account.total == sum_of([account.lifetime.cell, *map(account.sum_of, account.minutes())])
 
 
 @THOROUGH
@@ -432,7 +432,7 @@ def test_final_minutes_are_folded_once_they_have_left_the_longest_window():
     total.windows()
     total.fold_final()
     assert total.accounts.by_series[BILLED].lifetime == Lifetime(MIN, served(2))
-    assert list(total.accounts.by_series[BILLED].minutes) == [MIN]
+    assert list(total.accounts.by_series[BILLED].minutes()) == [MIN]
     assert total_served(total) == 5
 
 
@@ -592,7 +592,7 @@ def test_a_cell_that_is_all_of_its_sums_is_held_once_also_after_it_was_sent_agai
     total = rollup(partial(head(1, time=5_000), {0: served(1)}))
     account = total.accounts.by_series[BILLED]
     for seq in (2, 3):
-        sums = [account.total, *total.rolling(account).sums, account.minutes[0][0].panes[0]]
+        sums = [account.total, *total.rolling(account).sums, account.shares(0)[0].panes[0]]
         assert all(one is sums[0] for one in sums)
         total.apply(partial(head(seq, time=5_000), {0: served(1)}))
 

@@ -4,14 +4,15 @@ Law: nothing here that is done at every pane, partial, commit or scrape looks at
 ids without end makes them very many, and what is left alone must cost nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from heapq import nlargest
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
 
 from streams.core.campaigns import Campaigns
-from streams.core.panes import NOTHING, PANE_MS, Cell, Rolling, Series, add_at, pane_of, sum_between
+from streams.core.panes import NOTHING, PANE_MS, Cell, Rolling, Series, add_at, minute_of, pane_of, sum_between
 
 
 class Share(msgspec.Struct, array_like=True):
@@ -34,19 +35,41 @@ Together = dict[int, Cell]
 """Start of a pane -> what all billed series of one currency have in it."""
 
 
+class _Lone(msgspec.Struct, frozen=True, gc=False):
+    """What was said of a series of which only one source partition spoke, and of one pane only."""
+
+    partition: int
+    version: tuple[int, int]
+    pane: int
+    cell: Cell
+
+    def share(self) -> Share:
+        return Share(self.version, {self.pane: self.cell})
+
+
+_NO_MINUTES: Final[Mapping[int, dict[int, Share]]] = MappingProxyType({})
+
+
 class Account:
-    """All that is known of one series: its minutes by source partition, its totals and its rolling windows."""
+    """All that is known of one series: its minutes by source partition, its totals and its rolling windows.
 
-    __slots__ = ("lifetime", "minutes", "rolling", "series", "together", "total")
+    Of very many campaigns most never have more than one cell: until there is a second one, minutes and windows are not
+    made of it. They would take five times as much memory.
+    """
 
-    def __init__(self, series: Series, windows_ms: tuple[int, ...]) -> None:
+    __slots__ = ("_lone", "_minutes", "lifetime", "rolling", "series", "together", "total")
+
+    def __init__(self, series: Series) -> None:
         self.series = series
-        self.minutes: dict[int, dict[int, Share]] = {}
+        self._lone: _Lone | None = None
+        """All that was said, as long as that is one cell,"""
+        self._minutes: dict[int, dict[int, Share]] | None = None
+        """or else by minute and source partition."""
         self.lifetime = _UNBORN
         self.total = NOTHING
         """Lifetime and minutes together, kept by difference."""
-        self.rolling = Rolling(windows_ms)
-        """As it was when something of the series last changed or was looked at: `Rollup.rolling` moves it on."""
+        self.rolling: Rolling | None = None
+        """As it was when something of the series last changed or was looked at; `Accounts.rolling` moves it on."""
         self.together: Together | None = None
         """Where it is added up with all others that are billed; None if it is not billed itself."""
 
@@ -54,13 +77,74 @@ class Account:
         """Say whether these are a campaign's figures, not a segment's nor those of a source that does not bill it."""
         return self.together is not None
 
+    def say(self, partition: int, version: tuple[int, int], pane: int, cell: Cell) -> Cell | None:
+        """Take what a source partition says of a pane. Return what it said before; None if it has said newer."""
+        lone = self._lone
+        if self._minutes is None and (lone is None or (lone.partition, lone.pane) == (partition, pane)):
+            if lone is not None and version < lone.version:
+                return None
+            before = NOTHING if lone is None else lone.cell
+            # A new owner says all again: no second copy of it is kept.
+            self._lone = _Lone(partition, version, pane, before if cell == before else cell)
+            return before
+        shares = self._opened().setdefault(minute_of(pane), {})
+        share = shares.get(partition)
+        if share is None:
+            share = shares[partition] = Share(version, {})
+        elif version < share.version:
+            return None
+        share.version = version
+        before = share.panes.get(pane, NOTHING)
+        share.panes[pane] = before if cell == before else cell
+        return before
+
+    def _opened(self) -> dict[int, dict[int, Share]]:
+        """Return the minutes in order to add to them."""
+        if self._minutes is None:
+            self._minutes = {}
+            if self._lone is not None:
+                self._minutes[minute_of(self._lone.pane)] = {self._lone.partition: self._lone.share()}
+                self._lone = None
+        return self._minutes
+
+    def minutes(self) -> Collection[int]:
+        """Return the minutes that are not folded."""
+        return (self._minutes or _NO_MINUTES).keys() if self._lone is None else (minute_of(self._lone.pane),)
+
+    def shares(self, minute: int) -> dict[int, Share]:
+        """Return what each source partition says of a minute; nothing of one that is folded."""
+        lone = self._lone
+        if lone is not None:
+            return {lone.partition: lone.share()} if minute_of(lone.pane) == minute else {}
+        return (self._minutes or _NO_MINUTES).get(minute, {})
+
+    def cells(self) -> Iterator[tuple[int, Cell]]:
+        """Yield each pane that is not folded with what a source partition says of it; do not change that."""
+        if self._lone is not None:
+            yield self._lone.pane, self._lone.cell
+        for shares in (self._minutes or _NO_MINUTES).values():
+            for share in shares.values():
+                yield from share.panes.items()
+
+    def only(self) -> Cell | None:
+        """Return the cell that is all that is not folded, if there is only one."""
+        return None if self._lone is None else self._lone.cell
+
     def sum_of(self, minute: int) -> Cell:
         """Return a minute's figures over all source partitions."""
         total = Cell()
-        for share in self.minutes[minute].values():
+        for share in self.shares(minute).values():
             for cell in share.panes.values():
                 total.add(cell)
         return total
+
+    def forget(self, minute: int) -> None:
+        """Forget what was said of a minute."""
+        if self._minutes is None:
+            self._lone = None
+        else:
+            del self._minutes[minute]
+            self._minutes = self._minutes or None
 
 
 class Accounts:
@@ -70,7 +154,7 @@ class Accounts:
         self.by_series: dict[Series, Account] = {}
         self._windows_ms = windows_ms
         self._campaigns = campaigns
-        self._by_campaign: dict[str, list[Account]] = {}
+        self._by_campaign: dict[str, tuple[Account, ...]] = {}
         self._by_bound: dict[int, set[Series]] = {}
         """Bound of their lifetimes -> the series that were folded."""
         self._together: dict[str, Together] = {}
@@ -82,7 +166,7 @@ class Accounts:
         """Return how many campaigns there are, whoever counts them."""
         return len(self._by_campaign)
 
-    def of(self, campaign_id: str) -> Sequence[Account]:
+    def of(self, campaign_id: str) -> tuple[Account, ...]:
         """Return the accounts of a campaign: a currency, source or segment each."""
         return self._by_campaign.get(campaign_id, ())
 
@@ -91,19 +175,33 @@ class Accounts:
         account = self.by_series.get(series)
         if account is None:
             own = series.shared()
-            account = self.by_series[own] = Account(own, self._windows_ms)
-            self._by_campaign.setdefault(own.campaign_id, []).append(account)
+            account = self.by_series[own] = Account(own)
+            self._by_campaign[own.campaign_id] = (*self.of(own.campaign_id), account)
             self._join(account)
         return account
 
     def put(self, account: Account, pane: int, difference: Cell, now: int) -> None:
-        """Add a difference to all sums that an account is part of. Rolling windows end with the pane `now`."""
-        account.total = account.total.plus(difference)
-        account.rolling.advance(now)
-        account.rolling.add(pane, difference)
+        """Add a difference that was said to all sums that it is part of. Rolling windows end with the pane `now`."""
+        only = account.only()
+        account.total = account.total.plus(difference) if only is None else account.lifetime.cell.plus(only)
+        if account.rolling is not None:
+            account.rolling.advance(now)
+            account.rolling.add(pane, difference)
+        elif only is None:
+            self.rolling(account, now)
         if account.together is not None:
             add_at(account.together, pane, difference)
         self._note(account)
+
+    def rolling(self, account: Account, now: int) -> Rolling:
+        """Return an account's rolling windows, moved on to the pane `now`; they are made if it has none yet."""
+        if account.rolling is None:
+            account.rolling = Rolling(self._windows_ms)
+            account.rolling.advance(now)
+            for pane, cell in account.cells():
+                account.rolling.add(pane, cell)
+        account.rolling.advance(now)
+        return account.rolling
 
     def fold(self, account: Account, lifetime: Lifetime) -> None:
         """Give an account another lifetime; its minutes are the caller's."""
@@ -126,13 +224,14 @@ class Accounts:
         """Forget an account, of which nothing lies in a window any more."""
         account = self.by_series.pop(series)
         self._leave_bound(account)
-        of_campaign = self._by_campaign[series.campaign_id]
-        of_campaign.remove(account)
-        if not of_campaign:
+        left = tuple(one for one in self.of(series.campaign_id) if one is not account)
+        if left:
+            self._by_campaign[series.campaign_id] = left
+        else:
             del self._by_campaign[series.campaign_id]
         self._loud.discard(series.campaign_id)
-        for left in of_campaign:
-            self._note(left)
+        for one in left:
+            self._note(one)
 
     def _leave_bound(self, account: Account) -> None:
         reached = self._by_bound.get(account.lifetime.bound)
@@ -168,7 +267,7 @@ class Accounts:
         account.together = None
         if self._campaigns.is_billed(account.series):
             account.together = self._together.setdefault(account.series.currency, {})
-            for pane, cell in account.rolling.panes.items():
+            for pane, cell in account.cells():
                 add_at(account.together, pane, cell)
 
     # --- those that serve most ------------------------------------------------------------------------------------

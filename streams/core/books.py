@@ -57,18 +57,12 @@ class Books:
     def touched(self) -> list[Touched]:
         """Return the cells that changed since the last `close`."""
         return [
-            Touched(ledger.series, pane, ledger.panes[pane])
-            for ledger in self._changed
-            for pane in sorted(ledger.touched)
+            Touched(ledger.series, pane, ledger.at(pane)) for ledger in self._changed for pane in sorted(ledger.touched)
         ]
 
     def cells(self) -> list[Touched]:
         """Return every cell."""
-        return [
-            Touched(ledger.series, pane, cell)
-            for ledger in self.ledgers.values()
-            for pane, cell in sorted(ledger.panes.items())
-        ]
+        return [Touched(ledger.series, pane, cell) for ledger in self.ledgers.values() for pane, cell in ledger.cells()]
 
     def close(self) -> None:
         """Begin to note changes anew."""
@@ -80,5 +74,5 @@ class Books:
         """Forget the panes in [start, stop), and ledgers without any: they have to be looked for again."""
         for series, ledger in list(self.ledgers.items()):
             ledger.forget(start, stop)
-            if not ledger.panes:
+            if ledger.is_empty():
                 del self.ledgers[series]

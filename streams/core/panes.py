@@ -6,6 +6,7 @@ Law: a pane is [start, start + 10 s), aligned to the epoch, named by its start i
 from collections.abc import Collection, Mapping
 from copy import copy
 from functools import lru_cache
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -151,33 +152,60 @@ NOBODY: Final = Series("", "", "")
 
 
 _NOTHING_TOUCHED: Final[set[int]] = set()
-"""Of all ledgers that nothing changes at the moment: an empty set of each would be the largest part of it."""
+_NO_OTHERS: Final[dict[int, Cell]] = {}
+"""Of all ledgers that nothing changes at the moment, and of those with one pane: never changed. An empty one for each
+would be the largest part of it."""
+_NO_PANE: Final = -1
 
 
 class Ledger:
     """The cells of one series by pane, and which of them changed since they were last taken."""
 
-    __slots__ = ("_changed", "panes", "series", "touched")
+    __slots__ = ("_cell", "_changed", "_others", "_pane", "series", "touched")
 
     def __init__(self, series: Series, changed: "list[Ledger]") -> None:
         self.series = series
-        self.panes: dict[int, Cell] = {}
+        self._pane, self._cell = _NO_PANE, NOTHING
+        """The first pane that it has,"""
+        self._others = _NO_OTHERS
+        """and those beside it: of very many campaigns most have none."""
         self.touched: set[int] = _NOTHING_TOUCHED
         self._changed = changed
         """Where it puts itself when something of it is touched."""
 
+    def at(self, pane: int) -> Cell:
+        """Return the cell of a pane. Raises KeyError if it has none."""
+        return self._cell if pane == self._pane else self._others[pane]
+
+    def cells(self) -> list[tuple[int, Cell]]:
+        """Return all panes and their cells."""
+        first = [] if self._pane == _NO_PANE else [(self._pane, self._cell)]
+        return sorted([*first, *self._others.items()], key=itemgetter(0))
+
     def touch(self, pane: int) -> Cell:
         """Return the cell of a pane in order to change it."""
-        cell = self.panes.get(pane)
-        if cell is None:
-            cell = self.panes[pane] = Cell()
         self._note(pane)
-        return cell
+        return self._get(pane) or self._put(pane, Cell())
 
     def add(self, pane: int, difference: Cell) -> None:
         """Add a difference to the cell of a pane."""
-        add_at(self.panes, pane, difference)
         self._note(pane)
+        cell = self._get(pane)
+        if cell is None:
+            self._put(pane, copy(difference))
+        else:
+            cell.add(difference)
+
+    def _get(self, pane: int) -> Cell | None:
+        return self._cell if pane == self._pane else self._others.get(pane)
+
+    def _put(self, pane: int, cell: Cell) -> Cell:
+        if self._pane == _NO_PANE and not self._others:
+            self._pane, self._cell = pane, cell
+        else:
+            self._others = self._others or {}
+            self._others[pane] = cell
+        return cell
 
     def _note(self, pane: int) -> None:
         if not self.touched:
@@ -191,8 +219,14 @@ class Ledger:
 
     def forget(self, start: int, stop: int) -> None:
         """Forget the cells of the panes in [start, stop)."""
-        for pane in held_between(self.panes, start, stop):
-            del self.panes[pane]
+        if start <= self._pane < stop:
+            self._pane, self._cell = _NO_PANE, NOTHING
+        for pane in held_between(self._others, start, stop):
+            del self._others[pane]
+
+    def is_empty(self) -> bool:
+        """Say whether it has no pane."""
+        return self._pane == _NO_PANE and not self._others
 
 
 class Touched(msgspec.Struct, frozen=True, gc=False):

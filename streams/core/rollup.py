@@ -20,7 +20,7 @@ from streams.core.campaigns import Campaigns
 from streams.core.delta import NEVER
 from streams.core.events import NO_CURRENCY
 from streams.core.money import decimal_text
-from streams.core.panes import NOTHING, TUMBLING_MS, Cell, Rolling, Series, Touched, minute_of, pane_of
+from streams.core.panes import TUMBLING_MS, Cell, Rolling, Series, Touched, minute_of, pane_of
 from streams.core.rules import DAY
 
 PUBLISH_DELAY_MS = 10_000
@@ -214,27 +214,19 @@ class Rollup:
         account = self.accounts.opened(touched.series)
         if touched.pane < account.lifetime.bound:
             return
-        minute = minute_of(touched.pane)
-        shares = self._minute(account, minute)
-        share = shares.get(partition)
-        if share is None:
-            share = shares[partition] = Share(version, {})
-        elif version < share.version:
-            return
-        share.version = version
-        before = share.panes.get(touched.pane, NOTHING)
-        if touched.cell != before:  # a new owner says all again: no second copy of it
-            self.accounts.put(account, touched.pane, touched.cell.less(before), self.now)
-            share.panes[touched.pane] = touched.cell
-        self._changed.add(RowKey(account.series, minute))
-        self._unpublished.setdefault(minute, set()).add(account.series)
+        if self._say(account, partition, version, touched.pane, touched.cell):
+            self._changed.add(RowKey(account.series, minute_of(touched.pane)))
 
-    def _minute(self, account: Account, minute: int) -> dict[int, Share]:
-        shares = account.minutes.get(minute)
-        if shares is None:
-            shares = account.minutes[minute] = {}
-            self._by_minute.setdefault(minute, set()).add(account.series)
-        return shares
+    def _say(self, account: Account, partition: int, version: tuple[int, int], pane: int, cell: Cell) -> bool:
+        """Take one word of a source partition; return whether it is not older than what is known."""
+        before, minute = account.say(partition, version, pane, cell), minute_of(pane)
+        if before is None:
+            return False
+        if cell != before:
+            self.accounts.put(account, pane, cell.less(before), self.now)
+        self._by_minute.setdefault(minute, set()).add(account.series)
+        self._unpublished.setdefault(minute, set()).add(account.series)
+        return True
 
     def _advance(self) -> None:
         self._move_on(pane_of(self.stream_time()))
@@ -246,8 +238,7 @@ class Rollup:
 
     def rolling(self, account: Account) -> Rolling:
         """Return an account's rolling windows, moved on to `now`: only when somebody looks, as nobody looks at most."""
-        account.rolling.advance(self.now)
-        return account.rolling
+        return self.accounts.rolling(account, self.now)
 
     # --- time ----------------------------------------------------------------------------------------------------
 
@@ -290,7 +281,7 @@ class Rollup:
     def ended(self) -> list[Series]:
         """Return the series without an event for as long as a campaign is remembered, all of them folded."""
         folded = self.accounts.folded_until(self.now - self.ttl_ms)
-        return [account.series for account in folded if not account.minutes]
+        return [account.series for account in folded if not account.minutes()]
 
     def farewell(self, series: Series) -> Farewell | None:
         """Return the last word on a series; None where no one is billed by it."""
@@ -302,7 +293,7 @@ class Rollup:
     def forget(self, ended: Iterable[Series]) -> None:
         """Forget series that have ended, when their last word is confirmed; those that live again are kept."""
         for series in ended:
-            if not self.accounts.by_series[series].minutes:
+            if not self.accounts.by_series[series].minutes():
                 self.accounts.close(series)
                 self._changed.add(RowKey(series, None))
 
@@ -321,8 +312,11 @@ class Rollup:
                 total = account.sum_of(minute)
                 total.add(account.lifetime.cell)
                 self.accounts.fold(account, Lifetime(minute + TUMBLING_MS, total))
-                del account.minutes[minute]
-                self.rolling(account)  # nobody may ever look at it again, and its panes have left all windows
+                account.forget(minute)
+                if account.minutes():
+                    self.rolling(account)  # nobody may ever look at it again, and its panes have left all windows
+                else:
+                    account.rolling = None
                 self._changed |= {RowKey(series, None), RowKey(series, minute)}
         self.accounts.forget_together(bound)
 
@@ -344,7 +338,7 @@ class Rollup:
         account = self.accounts.by_series.get(key.series)
         if account is None:
             return None
-        return account.lifetime if key.minute is None else account.minutes.get(key.minute)
+        return account.lifetime if key.minute is None else account.shares(key.minute) or None
 
     def load(self, rows: Iterable[tuple[RowKey, Row]]) -> None:
         """Rebuild an empty rollup from the rows of its table, whichever owners wrote them."""
@@ -368,8 +362,6 @@ class Rollup:
         account = self.accounts.opened(key.series)
         if key.minute < account.lifetime.bound:
             return
-        self._minute(account, key.minute).update(shares)
-        self._unpublished.setdefault(key.minute, set()).add(account.series)
-        for share in shares.values():
+        for partition, share in shares.items():
             for pane, cell in share.panes.items():
-                self.accounts.put(account, pane, cell, self.now)
+                self._say(account, partition, share.version, pane, cell)

@@ -65,7 +65,7 @@ class Snapshot:
         for rollup in self.reading.rollups.values():
             account = rollup.accounts.by_series.get(series)
             if account is not None:
-                return account.rolling.slices(shown_time(rollup, self.reading.quiet_ms), length_ms, number)
+                return rollup.rolling(account).slices(shown_time(rollup, self.reading.quiet_ms), length_ms, number)
         return [Cell() for _ in range(number)]
 
 
