@@ -112,15 +112,16 @@ def test_a_thread_and_a_worker_that_end_in_any_order_end_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gathered", "is_current", "interval_s"), [(PLENTY, True, 0.1), (PLENTY - 1, True, 0.2), (PLENTY, False, 0.2)]
+    ("gathered", "is_current", "busy", "interval_s"),
+    [(PLENTY, True, 0.7, 0.1), (PLENTY - 1, True, 0.7, 0.2), (PLENTY, False, 0.7, 0.2), (PLENTY, True, 0.8, 0.2)],
 )
-def test_many_events_are_shown_twice_as_often_by_a_worker_that_is_up_to_date(
-    monkeypatch: pytest.MonkeyPatch, gathered: int, is_current: bool, interval_s: float
+def test_many_events_are_shown_twice_as_often_by_a_worker_that_is_up_to_date_and_has_time(
+    monkeypatch: pytest.MonkeyPatch, gathered: int, is_current: bool, busy: float, interval_s: float
 ) -> None:
     made = worker()
     made.qualify.gathered = gathered
     monkeypatch.setattr(made, "up_to_date", lambda: is_current)
-    assert made._interval_s() == interval_s
+    assert made._interval_s(busy) == interval_s
 
 
 async def test_the_state_that_is_read_still_exists_on_a_consumer_and_a_producer() -> None:

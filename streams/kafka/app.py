@@ -9,7 +9,7 @@ Whatever goes wrong in an agent or a commit ends the worker, before any offset i
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any, Final
 
 import faust
@@ -38,6 +38,9 @@ LONGEST_PAUSE_S: Final = 3.0
 PLENTY: Final = 4_000
 """A worker that is up to date shows so many events in half of the interval: a commit of fewer would cost a recovery as
 much to read, and of one that catches up nobody waits for the gauges."""
+BUSY: Final = 0.75
+"""Which share of its time a worker counts that has none left for more commits: what one takes is nearly the same,
+however many events are in it."""
 ADVANCE_S: Final = 0.1
 PROBE_S: Final = 1.0
 REACHABLE_FOR_S: Final = 5.0
@@ -211,16 +214,20 @@ class Worker:
             await self._app.sleep(ADVANCE_S)
 
     async def _commit_qualify(self) -> None:
+        busy = 0.0
         while not self._app.should_stop:
-            started = monotonic()
+            started, used = monotonic(), thread_time()
             if self.ready:
                 if await self.qualify.commit():
                     self._on_commit(monotonic() - started)
-            await self._app.sleep(_pause_s(self._interval_s(), monotonic() - started, self.qualify.gathering_s))
+            await self._app.sleep(_pause_s(self._interval_s(busy), monotonic() - started, self.qualify.gathering_s))
+            busy = (thread_time() - used) / (monotonic() - started)
 
-    def _interval_s(self) -> float:
+    def _interval_s(self, busy: float) -> float:
+        """Return how far apart commits are; `busy` is which share of the time since the last one this thread had."""
         interval_s = self._settings.commit_interval / 1000
-        return interval_s / 2 if self.qualify.gathered >= PLENTY and self.up_to_date() else interval_s
+        has_time = self.qualify.gathered >= PLENTY and busy < BUSY and self.up_to_date()
+        return interval_s / 2 if has_time else interval_s
 
     async def _commit_rollup(self) -> None:
         while not self._app.should_stop:
