@@ -29,8 +29,17 @@ from streams.kafka.broker import EmbeddedBroker
 
 RATE: Final = 60_000
 SECONDS: Final = 60
-SHARES_OF_JOB: Final = (0.5, 0.8)
 SCRAPE_MS: Final = 50
+SHARES_OF_JOB: Final = {0.5: SCRAPE_MS, 0.8: 2 * SCRAPE_MS}
+"""Of what `job` had, and how far apart scrapes are then: a tenth of what 99 % of events may take."""
+_KEPT: Final = {
+    "log.retention.bytes": str(128 << 20),
+    "log.segment.bytes": str(32 << 20),
+    "log.retention.check.interval.ms": "1000",
+    "log.segment.delete.delay.ms": "1000",
+}
+"""What was counted a while ago is deleted. A broker has a memory of its own; here minutes of a load would fill that of
+the machine, and the system takes a fifth of a core then to make room."""
 LAG_S: Final = 10
 """Lag is compared over so many seconds at the start and at the end."""
 GROWS_S: Final = 0.1
@@ -91,17 +100,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what this benchmark wants to know."""
     parser.add_argument("--rate", type=int, default=RATE, help="events a second (default %(default)s)")
     parser.add_argument("--job-rate", type=int, help="what `job` measured: go at 50 %% and at 80 %% of it")
-    parser.add_argument("--scrape-ms", type=int, default=SCRAPE_MS, help="between scrapes (default %(default)s)")
+    parser.add_argument("--scrape-ms", type=int, help=f"between scrapes (default {SCRAPE_MS}, at 80 %% twice as much)")
     parser.add_argument("--slow-scrapes", type=int, default=0, help="go again beside so many (default none)")
     parser.add_argument("--seconds", type=int, default=SECONDS, help="length of a run (default %(default)s)")
 
 
 def measure(options: argparse.Namespace) -> list[Phase]:
     """Measure each rate as often as asked for."""
-    rates = [int(options.job_rate * share) for share in SHARES_OF_JOB] if options.job_rate else [options.rate]
+    whole, shares = (options.job_rate, SHARES_OF_JOB) if options.job_rate else (options.rate, {1: SCRAPE_MS})
     phases = []
-    with tempfile.TemporaryDirectory() as folder, EmbeddedBroker(0, Path(folder)) as broker:
-        for rate in rates:
+    with tempfile.TemporaryDirectory() as folder, EmbeddedBroker(0, Path(folder), properties=_KEPT) as broker:
+        for share, every_ms in shares.items():
+            rate = int(whole * share)
             for number in range(options.runs):
                 for slow in dict.fromkeys((0, options.slow_scrapes)):
                     prefix = f"rate{rate}-run{number}-beside{slow}-"
@@ -110,7 +120,8 @@ def measure(options: argparse.Namespace) -> list[Phase]:
                         one.recovered()
                         beside = ("-m", "benchmarks.slow", one.url, str(slow))
                         with started(*beside, broker=broker, prefix=prefix) if slow else nullcontext():
-                            phases.append(_phase(broker, prefix, one, rate, slow, options))
+                            scrape_ms = options.scrape_ms or every_ms
+                            phases.append(_phase(broker, prefix, one, rate, scrape_ms, slow, options))
     return phases
 
 
@@ -154,7 +165,7 @@ def _validity(runs: Sequence[Phase]) -> str:
 
 
 def _phase(
-    broker: EmbeddedBroker, prefix: str, one: Worker, rate: int, slow: int, options: argparse.Namespace
+    broker: EmbeddedBroker, prefix: str, one: Worker, rate: int, scrape_ms: int, slow: int, options: argparse.Namespace
 ) -> Phase:
     seconds, partitions = options.seconds, options.partitions
     arguments = {"rate": rate, "seconds": seconds, "partitions": partitions}
@@ -165,7 +176,7 @@ def _phase(
         start_s, start_ms = json.loads(line_of(process))
         cpu, broker_cpu = cpu_s(one.pid), cpu_s(broker.pid)
         probes = [len(some) for some in times]
-        scrapes = _scrapes(one, probes, options.scrape_ms / 1000, start_s + 2 * seconds + _PATIENCE_S)
+        scrapes = _scrapes(one, probes, scrape_ms / 1000, start_s + 2 * seconds + _PATIENCE_S)
         sent = Sent(**json.loads(line_of(process)))
         used, broker_used = cpu_s(one.pid) - cpu, cpu_s(broker.pid) - broker_cpu
     truth = truth_of(rate, seconds, start_ms, partitions)
