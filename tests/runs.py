@@ -148,17 +148,24 @@ def noted(anchors: Any) -> list[tuple[int, int]]:
 
 def accounts_of(accounts: Any) -> Any:
     """What is known of each series. How accounts are found and added up follows from it, and has laws of its own."""
-    names = ("lifetime", "minutes", "rolling", "total")
     return {
-        repr(series): [plain(getattr(account, name)) for name in names]
+        repr(series): [
+            *map(plain, (account.lifetime, account.rolling, account.total)),
+            {minute: plain(account.shares(minute)) for minute in account.minutes()},
+        ]
         for series, account in accounts.by_series.items()
     }
+
+
+def booked(ledger: Any) -> Any:
+    """The cells of a ledger: which of them it met first is no state."""
+    return plain(ledger.series), plain(ledger.cells()), ledger.touched
 
 
 _SPECIAL = {
     "Accounts": accounts_of, "Anchors": anchored,
     "Campaigns": lambda campaigns: plain(campaigns.by_id), "Impressions": remembered, "DueDates": due,
-    "IPv4Network": str, "IPv6Network": str,
+    "IPv4Network": str, "IPv6Network": str, "Ledger": booked,
 }  # fmt: skip
 
 

@@ -113,3 +113,10 @@ def test_hardly_any_view_comes_before_its_render_however_dense_they_lie(a_second
 def batches(backlog: Backlog) -> Iterator[Batch]:
     while (one := backlog.next(dict.fromkeys(TOPICS, 0), lambda _: False)) is not None:
         yield one.batch
+
+
+@pytest.mark.parametrize("offsets", [[7], [7, 8, 9], [7, 9, 10], [7, 8, 10]])
+def test_a_batch_names_the_offsets_of_its_records_also_where_some_are_missing(offsets: list[int]) -> None:
+    batch = Chunk(RENDERS, [record(offset, RENDERS, BEGIN) for offset in offsets]).batch
+    assert [*batch.offsets] == offsets
+    assert batch.next_offset == offsets[-1] + 1

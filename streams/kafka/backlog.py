@@ -5,7 +5,7 @@ costs four times as much; so at catch-up no topic runs ahead of another one that
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
@@ -50,7 +50,7 @@ class Chunk:
     @property
     def batch(self) -> Batch:
         """Its events as the core applies them."""
-        offsets, events = [*map(_offset, self.records)], decoder(self.topic)([*map(_value, self.records)])
+        offsets, events = _offsets(self.records), decoder(self.topic)([*map(_value, self.records)])
         return Batch(self.topic, offsets, events, offsets[-1] + 1, appended_ms(self.records))
 
 
@@ -77,6 +77,12 @@ def _time_of(topic: str, records: list[Any]) -> int:
 def chunks(topic: str, records: list[Any]) -> Iterator[Chunk]:
     """Cut consecutive records of a topic partition into chunks."""
     return (Chunk(topic, records[start : start + CHUNK]) for start in range(0, len(records), CHUNK))
+
+
+def _offsets(records: list[Any]) -> Sequence[int]:
+    """Return the offsets of consecutive records: nearly always one after the other, and then they need no list."""
+    offsets = range(records[0].offset, records[-1].offset + 1)
+    return offsets if len(offsets) == len(records) else [*map(_offset, records)]
 
 
 def appended_ms(records: list[Any]) -> list[int | None]:

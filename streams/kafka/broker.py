@@ -87,6 +87,9 @@ share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=4
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
+# It shares a machine: eight threads that answer, and three that read, would often take the place of who counts.
+num.io.threads=2
+num.network.threads=1
 # Journal records are large.
 message.max.bytes=33554432
 replica.fetch.max.bytes=33554432
