@@ -99,6 +99,27 @@ def test_windows_are_the_same_whenever_they_are_first_looked_at(words, looked_at
     assert windows(looked_at) == windows(len(words))
 
 
+@pytest.mark.parametrize("others", [[], [(1, 0)], [(0, 10_000)]])
+def test_an_older_word_of_a_source_partition_changes_nothing(others):
+    account = Account(BILLED)
+    for partition, pane in others:
+        account.say(partition, (0, 5), pane, served(7))
+    assert account.say(0, (0, 5), 0, served(3)) == NOTHING
+    assert account.say(0, (0, 4), 0, served(2)) is None
+    assert account.shares(0)[0].panes[0] == served(3)
+
+
+def test_a_second_cell_leaves_the_first_one_as_it_was_and_windows_hold_both():
+    accounts = Accounts((PANE_MS, MIN), Campaigns())
+    account = accounts.opened(BILLED)
+    for partition, pane in ((0, 0), (1, 0), (0, 10_000)):
+        account.say(partition, (0, 1), pane, served(1))
+        accounts.put(account, pane, served(1), 10_000)
+    assert account.shares(0) == {0: Share((0, 1), {0: served(1), 10_000: served(1)}), 1: Share((0, 1), {0: served(1)})}
+    assert [window.served for window in accounts.rolling(account, 10_000).sums] == [1, 3]
+    assert account.total == served(3)
+
+
 # --- very many --------------------------------------------------------------------------------------------------------
 
 

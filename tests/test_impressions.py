@@ -108,6 +108,16 @@ def test_rows_that_are_told_and_added_again_are_the_same_rows(steps, start):
     again.check()
 
 
+@pytest.mark.parametrize("few", [0, 1_000])
+def test_of_rows_of_one_identity_in_several_generations_the_newest_is_found(few, monkeypatch):
+    monkeypatch.setattr("streams.core.impressions.FEW_KEYS", few)
+    model = Model()
+    for ts in range(4):
+        model.append([(key, ts, 0) for key in KEYS])
+    assert len(model.impressions.generations) > 2
+    model.check()
+
+
 def test_memory_that_was_filled_and_forgotten_many_times_does_not_grow():
     model = Model()
     for ts in range(0, 3_000, 10):

@@ -144,6 +144,8 @@ def test_a_large_sieve_grows_in_steps_and_tells_as_much_afterwards(monkeypatch):
         parts[-1].keys.frombytes(keys.tobytes())
         sieve.add(keys, parts)
         seen.append(len(sieve.look(rng.integers(-(2**63), 2**63, 10_000))[0]) / 10_000)
+    for part in parts:
+        assert {id(one): len(here) for one, here in sieve.parts(parts, part.column)}[id(part)] == len(part)
     assert max(seen) < 0.06
     assert sieve.size / 2 < 8 * 200 * 256
 

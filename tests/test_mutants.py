@@ -334,6 +334,35 @@ MUTANTS = [
         "refresh",
     ),
     Mutant(
+        "a sieve that has grown stays as it is",
+        "core/lookup.py", "self._renew(self._stale.pop(), parts)", "self._stale.pop()", "lookup",
+    ),
+    Mutant(
+        "of what is renewed only the newest part is noted",
+        "core/lookup.py", "            if part.bit == bit:\n", "            if part is parts[-1]:\n", "lookup",
+    ),
+    Mutant(
+        "of rows of one identity an older one is found",
+        "core/impressions.py", "            bits[here[known]] = 0\n", "", "impressions",
+    ),
+    Mutant(
+        "one by one, the oldest row of an identity is found",
+        "core/impressions.py", "        older.reverse()\n", "", "impressions",
+    ),
+    Mutant(
+        "an older word holds where there is one cell",
+        "core/accounts.py", "version < lone.version", "version < version", "accounts",
+    ),
+    Mutant(
+        "an older word holds where there are many cells",
+        "core/accounts.py", "version < share.version", "version < version", "accounts",
+    ),
+    Mutant(
+        "the windows of a series begin with its second cell",
+        "core/accounts.py", "        elif only is None:\n            self.rolling(account, now)\n",
+        "        elif only is None:\n            self.rolling(account, now).add(pane, difference)\n", "accounts",
+    ),
+    Mutant(
         "it is the turn of views when they begin",
         "kafka/backlog.py", "end - _VIEWED_AFTER_MS", "begin", "backlog",
     ),
