@@ -39,7 +39,7 @@ _KEPT: Final = {
     "log.segment.delete.delay.ms": "1000",
 }
 """What was counted a while ago is deleted. A broker has a memory of its own; here minutes of a load would fill that of
-the machine, and the system takes a fifth of a core then to make room."""
+the machine, and the system takes a seventh of a core then to make room."""
 LAG_S: Final = 10
 """Lag is compared over so many seconds at the start and at the end."""
 GROWS_S: Final = 0.1

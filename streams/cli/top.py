@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from enum import StrEnum
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -149,7 +150,7 @@ async def _page(session: aiohttp.ClientSession, url: URL) -> str | FetchError:
         async with session.get(url, allow_redirects=False) as answer:
             if answer.status in _UNAUTHORIZED:
                 return FetchError("wants a token: give the worker's by --token-file or STREAMS_HTTP_TOKEN")
-            if answer.status != 200:  # noqa: PLR2004 - what HTTP calls fine
+            if answer.status != HTTPStatus.OK:
                 return FetchError(f"answers {answer.status}: is this the address of a worker?")
             text = await answer.text()
             return text if "streams_build_info" in text else FetchError("is not the /metrics of a worker")

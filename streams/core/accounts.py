@@ -4,9 +4,8 @@ Law: nothing here that is done at every pane, partial, commit or scrape looks at
 ids without end makes them very many, and what is left alone must cost nothing.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from heapq import nlargest
-from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -47,7 +46,8 @@ class _Lone(msgspec.Struct, frozen=True, gc=False):
         return Share(self.version, {self.pane: self.cell})
 
 
-_NO_MINUTES: Final[Mapping[int, dict[int, Share]]] = MappingProxyType({})
+_NO_MINUTES: Final[dict[int, dict[int, Share]]] = {}
+"""Of all accounts that have none: never changed."""
 
 
 class Account:
@@ -63,7 +63,7 @@ class Account:
         self.series = series
         self._lone: _Lone | None = None
         """All that was said, as long as that is one cell,"""
-        self._minutes: dict[int, dict[int, Share]] | None = None
+        self._minutes = _NO_MINUTES
         """or else by minute and source partition."""
         self.lifetime = _UNBORN
         self.total = NOTHING
@@ -80,14 +80,16 @@ class Account:
     def say(self, partition: int, version: tuple[int, int], pane: int, cell: Cell) -> Cell | None:
         """Take what a source partition says of a pane. Return what it said before; None if it has said newer."""
         lone = self._lone
-        if self._minutes is None and (lone is None or (lone.partition, lone.pane) == (partition, pane)):
+        if not self._minutes and (lone is None or (lone.partition, lone.pane) == (partition, pane)):
             if lone is not None and version < lone.version:
                 return None
             before = NOTHING if lone is None else lone.cell
             # A new owner says all again: no second copy of it is kept.
             self._lone = _Lone(partition, version, pane, before if cell == before else cell)
             return before
-        shares = self._opened().setdefault(minute_of(pane), {})
+        if lone is not None:
+            self._minutes, self._lone = {minute_of(lone.pane): {lone.partition: lone.share()}}, None
+        shares = self._minutes.setdefault(minute_of(pane), {})
         share = shares.get(partition)
         if share is None:
             share = shares[partition] = Share(version, {})
@@ -98,31 +100,22 @@ class Account:
         share.panes[pane] = before if cell == before else cell
         return before
 
-    def _opened(self) -> dict[int, dict[int, Share]]:
-        """Return the minutes in order to add to them."""
-        if self._minutes is None:
-            self._minutes = {}
-            if self._lone is not None:
-                self._minutes[minute_of(self._lone.pane)] = {self._lone.partition: self._lone.share()}
-                self._lone = None
-        return self._minutes
-
     def minutes(self) -> Collection[int]:
         """Return the minutes that are not folded."""
-        return (self._minutes or _NO_MINUTES).keys() if self._lone is None else (minute_of(self._lone.pane),)
+        return self._minutes.keys() if self._lone is None else (minute_of(self._lone.pane),)
 
     def shares(self, minute: int) -> dict[int, Share]:
         """Return what each source partition says of a minute; nothing of one that is folded."""
         lone = self._lone
         if lone is not None:
             return {lone.partition: lone.share()} if minute_of(lone.pane) == minute else {}
-        return (self._minutes or _NO_MINUTES).get(minute, {})
+        return self._minutes.get(minute, {})
 
     def cells(self) -> Iterator[tuple[int, Cell]]:
         """Yield each pane that is not folded with what a source partition says of it; do not change that."""
         if self._lone is not None:
             yield self._lone.pane, self._lone.cell
-        for shares in (self._minutes or _NO_MINUTES).values():
+        for shares in self._minutes.values():
             for share in shares.values():
                 yield from share.panes.items()
 
@@ -140,11 +133,11 @@ class Account:
 
     def forget(self, minute: int) -> None:
         """Forget what was said of a minute."""
-        if self._minutes is None:
+        if self._lone is not None:
             self._lone = None
         else:
             del self._minutes[minute]
-            self._minutes = self._minutes or None
+            self._minutes = self._minutes or _NO_MINUTES
 
 
 class Accounts:
@@ -185,8 +178,7 @@ class Accounts:
         only = account.only()
         account.total = account.total.plus(difference) if only is None else account.lifetime.cell.plus(only)
         if account.rolling is not None:
-            account.rolling.advance(now)
-            account.rolling.add(pane, difference)
+            self.rolling(account, now).add(pane, difference)
         elif only is None:
             self.rolling(account, now)
         if account.together is not None:
@@ -195,13 +187,13 @@ class Accounts:
 
     def rolling(self, account: Account, now: int) -> Rolling:
         """Return an account's rolling windows, moved on to the pane `now`; they are made if it has none yet."""
+        rolling = account.rolling or Rolling(self._windows_ms)
+        rolling.advance(now)
         if account.rolling is None:
-            account.rolling = Rolling(self._windows_ms)
-            account.rolling.advance(now)
+            account.rolling = rolling
             for pane, cell in account.cells():
-                account.rolling.add(pane, cell)
-        account.rolling.advance(now)
-        return account.rolling
+                rolling.add(pane, cell)
+        return rolling
 
     def fold(self, account: Account, lifetime: Lifetime) -> None:
         """Give an account another lifetime; its minutes are the caller's."""

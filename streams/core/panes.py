@@ -178,7 +178,7 @@ class Ledger:
         return self._cell if pane == self._pane else self._others[pane]
 
     def cells(self) -> list[tuple[int, Cell]]:
-        """Return all panes and their cells."""
+        """Return all panes in order of their time, and their cells."""
         first = [] if self._pane == _NO_PANE else [(self._pane, self._cell)]
         return sorted([*first, *self._others.items()], key=itemgetter(0))
 

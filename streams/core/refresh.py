@@ -108,9 +108,9 @@ class Anchors:
     def near(self, places: Numbers, ts: Numbers) -> NDArray[np.bool_]:
         """Say of renders whether one counted in the same place lies closer than the interval, before or after."""
         found = np.zeros(len(places), np.bool_)
-        # A viewer who meets a slot again after longer than the interval has anchors, which are not looked at for that.
         if not len(ts):
             return found
+        # A viewer who meets a slot again after longer than the interval has anchors, which are not looked at for that.
         reach = int(ts.min()) - self._interval_ms
         recent = [part for part in self._parts if reach < part.newest]
         for part, here in self._sieve.parts(recent, places):

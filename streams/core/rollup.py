@@ -9,6 +9,7 @@ kept with the sums, and whatever lies below it is ignored ever after.
     ...                            ─┘                        └─> rows                       (Faust table)
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -182,9 +183,9 @@ class Rollup:
         self.campaigns = campaigns or Campaigns()
         self.heads: dict[int, Head] = {}
         self.accounts = Accounts(windows_ms, self.campaigns)
-        self._by_minute: dict[int, set[Series]] = {}
+        self._by_minute = defaultdict[int, set[Series]](set)
         self._changed: set[RowKey] = set()
-        self._unpublished: dict[int, set[Series]] = {}
+        self._unpublished = defaultdict[int, set[Series]](set)
         """Minute -> those whose window is not told, or not as it is now."""
         self._final_published = 0
         self.now = NEVER
@@ -224,8 +225,8 @@ class Rollup:
             return False
         if cell != before:
             self.accounts.put(account, pane, cell.less(before), self.now)
-        self._by_minute.setdefault(minute, set()).add(account.series)
-        self._unpublished.setdefault(minute, set()).add(account.series)
+        self._by_minute[minute].add(account.series)
+        self._unpublished[minute].add(account.series)
         return True
 
     def _advance(self) -> None:

@@ -26,7 +26,8 @@ class Span(NamedTuple):
     def name(self) -> str:
         """How long the span is, in words."""
         seconds = self.slice_ms * self.slices // 1000
-        return f"{seconds // 60} min" if seconds >= 60 else f"{seconds} s"  # noqa: PLR2004 - a minute
+        minutes = seconds // 60
+        return f"{minutes} min" if minutes else f"{seconds} s"
 
 
 def span_of(longest_window_ms: int) -> Span:
