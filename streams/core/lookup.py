@@ -40,9 +40,11 @@ _TAG_BITS: Final = 56
 _AT_ONCE: Final = 1 << 14
 """So many keys, and what is made of them, fit into a processor's cache."""
 SMALL: Final = 1 << 16
-"""Of so many keys a sieve is made anew in a millisecond or two,"""
+"""Of so many keys a sieve is made anew in a millisecond or two, and that of more becomes larger in steps:"""
+_MOVED_A_KEY: Final = 16
+"""so many places for each key that is added, which is a quarter of the way to the next time;"""
 _RENEWALS: Final = 64
-"""and that of more by bits, one whenever so large a share of its keys was added: eight in an eighth of the way."""
+"""then by bits, one whenever so large a share of its keys was added: eight in an eighth of the way."""
 
 
 class Part:
@@ -157,12 +159,20 @@ class Sieve:
     parts beyond the eighth share one. Its high byte is the tag of those keys, a few bits of them, or MIXED. So another
     key that comes to the same place is nearly always told from them.
     Without it, all parts would be searched for every key, and each search waits for memory.
+
+    A large one becomes twice as large in steps, as to build it anew takes longer than anybody should wait, and so does
+    memory that was never touched. Its words are moved from the first on, each to both places that it becomes; then the
+    keys of one bit after the other are noted anew, each in one place.
     """
 
-    __slots__ = ("_added", "_keys", "_opened", "_stale", "_words")
+    __slots__ = ("_added", "_keys", "_larger", "_moved", "_opened", "_stale", "_words")
 
     def __init__(self) -> None:
         self._words: NDArray[np.uint16] = np.zeros(_SMALLEST_SIEVE, np.uint16)
+        self._larger: NDArray[np.uint16] | None = None
+        """What they become, while they grow."""
+        self._moved = 0
+        """So many of the words are there, and no longer here."""
         self._keys = 0
         self._opened = 0
         self._stale: list[int] = []
@@ -172,8 +182,8 @@ class Sieve:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes in memory."""
-        return self._words.nbytes
+        """Bytes that it takes in memory, of what it becomes only those that were written."""
+        return self._words.nbytes + (0 if self._larger is None else 2 * self._moved * self._larger.itemsize)
 
     def open(self) -> int:
         """Return the bit of a new part."""
@@ -187,49 +197,63 @@ class Sieve:
             self.build(parts)
             return
         while _PLACES_A_KEY * self._keys > len(self._words):
-            self._grow()
+            self._grow(_MOVED_A_KEY * len(keys))
+            if self._larger is not None:
+                break
         self._note(parts[-1], keys)
         self._added += len(keys)
-        if self._stale and _RENEWALS * self._added >= self._keys:
+        if self._stale and self._larger is None and _RENEWALS * self._added >= self._keys:
             self._renew(self._stale.pop(), parts)
 
     def build(self, parts: Sequence[Part]) -> None:
         """Take note of all keys of all parts anew, with places enough for them."""
-        self._keys, self._stale = sum(map(len, parts)), []
+        self._keys, self._stale, self._larger = sum(map(len, parts)), [], None
         self._words = np.zeros(max(_SMALLEST_SIEVE, capacity(_PLACES_A_KEY * self._keys)), np.uint16)
         for part in parts:
             self._note_all(part)
 
-    def _grow(self) -> None:
-        """Become twice as large: two places for each, and what was noted of it in both, until it is renewed.
-
-        To build a large one anew takes longer than anybody should wait.
-        """
-        self._words = np.concatenate((self._words, self._words))
-        self._stale, self._added = [1 << bit for bit in range(_PARTS)], 0
+    def _grow(self, places: int) -> None:
+        """Move the words of so many places to where there are twice as many."""
+        here = len(self._words)
+        if self._larger is None:
+            self._larger, self._moved = np.zeros(2 * here, np.uint16), 0
+        start, self._moved = self._moved, min(self._moved + places, here)
+        self._larger.reshape(2, here)[:, start : self._moved] = self._words[start : self._moved]
+        if self._moved == here:
+            self._words, self._larger = self._larger, None
+            self._stale, self._added = [1 << bit for bit in range(_PARTS)], 0
 
     def _renew(self, bit: int, parts: Iterable[Part]) -> None:
         self._added = 0
-        self._words &= np.uint16(~bit & 0xFFFF)
+        self._clear(bit)
         for part in parts:
             if part.bit == bit:
                 self._note_all(part)
+
+    def _clear(self, bit: int) -> None:
+        others = np.uint16(~bit & 0xFFFF)
+        self._words &= others
+        if self._larger is not None:
+            self._larger.reshape(2, -1)[:, : self._moved] &= others
 
     def _note_all(self, part: Part) -> None:
         for start in range(0, len(part), _AT_ONCE):
             self._note(part, part.column[start : start + _AT_ONCE])
 
     def _note(self, part: Part, keys: Numbers) -> None:
-        words, places, tags = self._words, self._places(keys), _tags(keys)
-        before = words.take(places)
-        words[places] = np.where((before & _BITS) == 0, tags, before) | part.bit
-        # Where there were others, or some came together, it is the tag of one of them.
-        mixed = places[(words.take(places) ^ tags) > _BITS]
-        words[mixed] &= _BITS
+        if self._larger is not None:
+            moved = _places(keys, self._words) < self._moved
+            _note(self._larger, keys[moved], part.bit)
+            keys = keys[~moved]
+        _note(self._words, keys, part.bit)
 
     def look(self, keys: Numbers) -> tuple[Numbers, NDArray[np.uint16]]:
         """Return the indexes of the keys that may be somewhere, and of each the bits of the parts where it may be."""
-        words = self._words.take(self._places(keys))
+        places = _places(keys, self._words)
+        words = self._words.take(places)
+        if self._larger is not None:
+            moved = (places < self._moved).nonzero()[0]
+            words[moved] = self._larger.take(_places(keys.take(moved), self._larger))
         maybe = ((words & _BITS) != 0) & ((words <= _BITS) | ((words ^ _tags(keys)) <= _BITS))
         known = maybe.nonzero()[0]
         return known, words.take(known) & _BITS
@@ -246,13 +270,26 @@ class Sieve:
         """Forget a part, and become smaller where so many were forgotten that it will not soon have to grow again."""
         self._keys -= len(part)
         if all(other.bit != part.bit for other in others):
-            self._words &= np.uint16(~part.bit & 0xFFFF)
-        while len(self._words) > max(_SMALLEST_SIEVE, 4 * _PLACES_A_KEY * self._keys):
+            self._clear(part.bit)
+        enough = max(_SMALLEST_SIEVE, 4 * _PLACES_A_KEY * self._keys)
+        if self._larger is not None and len(self._words) > enough:
+            self._grow(len(self._words))
+        while len(self._words) > enough:
             half = len(self._words) // 2
             self._words = _joined(self._words[:half], self._words[half:])
 
-    def _places(self, keys: Numbers) -> Any:
-        return (keys >> _SIEVE_BITS) & (len(self._words) - 1)
+
+def _note(words: NDArray[np.uint16], keys: Numbers, bit: int) -> None:
+    places, tags = _places(keys, words), _tags(keys)
+    before = words.take(places)
+    words[places] = np.where((before & _BITS) == 0, tags, before) | bit
+    # Where there were others, or some came together, it is the tag of one of them.
+    mixed = places[(words.take(places) ^ tags) > _BITS]
+    words[mixed] &= _BITS
+
+
+def _places(keys: Numbers, words: NDArray[np.uint16]) -> Any:
+    return (keys >> _SIEVE_BITS) & (len(words) - 1)
 
 
 def _tags(keys: Numbers) -> Any:
