@@ -4,6 +4,9 @@ An open loop: another process sends renders, views and duplicates at their times
 second and partition it also sends a probe, a render of a campaign that has only probes and only in that partition. The
 k-th of them is visible at the first scrape that shows k or more. So a latency includes the sending, the commit interval
 of the worker, and the time from one scrape to the end of the next one.
+
+Broker and sender are held to one core: elsewhere they have machines of their own, and who counts does not take turns
+with them.
 """
 
 import argparse
@@ -21,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from benchmarks.pace import settles
-from benchmarks.processes import Worker, cpu_s, create_topics, line_of, peak_mib, started, worker
+from benchmarks.processes import Worker, cpu_s, create_topics, hold_to_one_core, line_of, peak_mib, started, worker
 from benchmarks.report import column, exact_line, spread
 from benchmarks.scrape import SCRAPES, scrapes_of
 from benchmarks.sender import Sent, probe_campaign, probe_times, truth_of
@@ -110,6 +113,7 @@ def measure(options: argparse.Namespace) -> list[Phase]:
     whole, shares = (options.job_rate, SHARES_OF_JOB) if options.job_rate else (options.rate, {1: SCRAPE_MS})
     phases = []
     with tempfile.TemporaryDirectory() as folder, EmbeddedBroker(0, Path(folder), properties=_KEPT) as broker:
+        hold_to_one_core(broker.pid)
         for share, every_ms in shares.items():
             rate = int(whole * share)
             for number in range(options.runs):
@@ -173,6 +177,7 @@ def _phase(
     times = [list(probe_times(seconds, number, partitions)) for number in range(partitions)]
     print(f"making {rate * seconds:,} events to send ...", file=sys.stderr, flush=True)
     with started("-m", "benchmarks.sender", "--ahead", *flags, broker=broker, prefix=prefix) as process:
+        hold_to_one_core(process.pid)
         start_s, start_ms = json.loads(line_of(process))
         cpu, broker_cpu = cpu_s(one.pid), cpu_s(broker.pid)
         probes = [len(some) for some in times]

@@ -98,6 +98,13 @@ def line_of(process: "subprocess.Popen[str]") -> str:
     return line
 
 
+def hold_to_one_core(pid: int) -> None:
+    """Let a process run on one of the cores only, whichever threads it has: on the last one, with all others held so."""
+    core = {max(os.sched_getaffinity(0))}
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        os.sched_setaffinity(int(thread), core)
+
+
 def cpu_s(pid: int) -> float:
     """Return how many CPU seconds a process has used."""
     with open(f"/proc/{pid}/stat") as stat:

@@ -249,6 +249,9 @@ class Connection:
     def set_protocol(self, protocol: Any) -> None:
         self.protocol = protocol
 
+    def get_extra_info(self, name: str) -> None:
+        """Return nothing: there is no socket."""
+
     def _handle_frame(self, answer: bytearray) -> None:
         self.answers.append(bytes(answer))
 
@@ -301,33 +304,64 @@ async def test_a_connection_that_waits_for_an_answer_reads_it_as_it_began_to() -
     assert await client._get_conn(8, group="default") is None
 
 
+async def connected_to(server: asyncio.Server) -> Connection:
+    """Return a connection to a server that reads its answers in place."""
+    connection = Connection()
+    connection._loop = asyncio.get_running_loop()
+    connection._closed_fut = connection._loop.create_future()
+    connection._reader = asyncio.StreamReader()
+    connection._writer.transport, _ = await connection._loop.create_connection(
+        lambda: AIOKafkaProtocol(connection._closed_fut, connection._reader, loop=connection._loop),
+        *server.sockets[0].getsockname(),
+    )
+    InPlace(connection)
+    return connection
+
+
 async def test_a_broker_that_says_no_more_is_hung_up_on() -> None:
     """A transport that were told otherwise would stay open for what there is to say to it."""
     hung_up = asyncio.Event()
 
     async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write((2).to_bytes(4) + b"ok")
+        writer.write((2).to_bytes(4) + b"ok" + (9_000_000).to_bytes(4) + b"not all of it")
         writer.write_eof()
         assert await reader.read() == b""
         hung_up.set()
         writer.close()
 
     async with await asyncio.start_server(answer_once, "127.0.0.1", 0) as server:
-        connection = Connection()
-        connection._loop = asyncio.get_running_loop()
-        connection._closed_fut = connection._loop.create_future()
-        connection._reader = asyncio.StreamReader()
-        transport, _ = await connection._loop.create_connection(
-            lambda: AIOKafkaProtocol(connection._closed_fut, connection._reader, loop=connection._loop),
-            *server.sockets[0].getsockname(),
-        )
-        connection._writer.transport = transport
-        InPlace(connection)
+        connection = await connected_to(server)
         await asyncio.wait_for(connection._closed_fut, 10)
-        assert transport.is_closing()
+        assert connection._writer.transport.is_closing()
         assert connection.answers == [b"ok"]
         assert connection._reader.at_eof()
         await asyncio.wait_for(hung_up.wait(), 10)
+
+
+async def test_an_answer_that_comes_bit_by_bit_wakes_nobody_until_much_of_it_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers, wakes = [b"a" * 3_000_000, b"small", b"b" * 200_000], []
+    updated = InPlace.buffer_updated
+    monkeypatch.setattr(InPlace, "buffer_updated", lambda self, nbytes: wakes.append(nbytes) or updated(self, nbytes))
+
+    async def answer_slowly(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in answers:
+            writer.write(len(answer).to_bytes(4))
+            for start in range(0, len(answer), 20_000):
+                writer.write(answer[start : start + 20_000])
+                await writer.drain()
+                await asyncio.sleep(0.001)
+        writer.close()
+
+    async with await asyncio.start_server(answer_slowly, "127.0.0.1", 0) as server:
+        connection = await connected_to(server)
+        async with asyncio.timeout(20):
+            while len(connection.answers) < len(answers):
+                await asyncio.sleep(0.01)
+        await connection._closed_fut
+    assert connection.answers == answers
+    assert len(wakes) <= 20, "of 161 parts that were sent"
 
 
 async def test_a_consumer_reads_all_its_answers_in_place_and_ends_in_order(

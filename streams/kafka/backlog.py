@@ -14,9 +14,9 @@ from streams.core.events import RENDERS, TOPICS, Malformed
 from streams.core.rules import MINUTE, SECOND
 from streams.wire.events import decoder
 
-CHUNK: Final = 2_000
-"""Records applied at a time: the event loop is held no longer, so that heartbeats and scrapes are answered, and their
-events fit into a processor's cache. Half as many cost 7 % more, twice as many 20 %."""
+CHUNK: Final = 3_000
+"""Records applied at a time: the event loop is held no longer, some 10 ms, so that heartbeats and scrapes are answered.
+Of 1,000 each costs 13 % more, of 2,000 5 %, of 4,000 1 % less."""
 
 _LOOKED_AT: Final = 5
 _AHEAD_MS: Final = 10 * MINUTE

@@ -4,11 +4,14 @@ What is changed of aiokafka here, and why (versions are pinned in pyproject.toml
 
 - What was fetched of a partition is handed on as `take` takes it: a record at a time costs more than to count it.
 - While a partition is behind, those that have nothing are asked now and then only, and briefly.
-- An answer is read straight to its place: a stream copies it four times, and all other threads stand still meanwhile.
+- An answer is read straight to its place, and in few parts: a stream copies it four times, and for each part that comes
+  all other threads stand still for a moment.
 - Checksums are made by the processor: aiokafka takes fifteen times as long, and all other threads stand still as well.
 """
 
 import asyncio
+import socket
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import compress
@@ -33,6 +36,10 @@ LOOK_S: Final = 0.05
 """How often others are asked for meanwhile if none is known to have anything: every 5 ms took 5 % of the rate."""
 
 UNBOUNDED: Final = 1 << 62
+
+_PART: Final = 1 << 20
+"""So many bytes of an answer, or what is left of it, are waited for before they are read. Linux takes less where it has
+not so much room: whatever it waits for, it tells when no more can come."""
 
 _HEADER: Final = Struct(">8xi4xbI")
 """How a batch begins (Kafka's protocol, record batch): its length, magic, and the CRC-32C of all that follows."""
@@ -138,7 +145,12 @@ class InPlace(AIOKafkaProtocol, asyncio.BufferedProtocol):
         self._left = memoryview(self._size)
         """Where the next bytes belong."""
         connection._protocol = connection._writer._protocol = self
-        connection._writer.transport.set_protocol(self)
+        transport = connection._writer.transport
+        transport.set_protocol(self)
+        is_plain = sys.platform == "linux" and not transport.get_extra_info("sslcontext")
+        self._socket = transport.get_extra_info("socket") if is_plain else None
+        """What can be told how many bytes are waited for: with TLS they are others than those that are read."""
+        self._awaited = 1
 
     def get_buffer(self, _: int) -> memoryview:
         """Return where to read to: what is left of an answer, or of the size before it."""
@@ -147,13 +159,19 @@ class InPlace(AIOKafkaProtocol, asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take note that so many bytes were read; hand an answer on that is whole."""
         self._left = self._left[nbytes:]
-        if self._left:
-            return
-        answer = self._answer
-        self._answer = bytearray(int.from_bytes(self._size)) if answer is None else None
-        self._left = memoryview(self._size if self._answer is None else self._answer)
+        answer = None
+        if not self._left:
+            answer = self._answer
+            self._answer = bytearray(int.from_bytes(self._size)) if answer is None else None
+            self._left = memoryview(self._size if self._answer is None else self._answer)
+        self._await(min(len(self._left), _PART))
         if answer is not None and (connection := self._connection()) is not None:
             connection._handle_frame(answer)
+
+    def _await(self, nbytes: int) -> None:
+        if self._socket is not None and nbytes != self._awaited:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, nbytes)
+            self._awaited = nbytes
 
     def eof_received(self) -> bool:
         """Let the transport be closed: a broker that says no more hears no more."""
