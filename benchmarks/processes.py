@@ -99,7 +99,7 @@ def line_of(process: "subprocess.Popen[str]") -> str:
 
 
 def hold_to_one_core(pid: int) -> None:
-    """Let a process run on one of the cores only, whichever threads it has: on the last one, with all others held so."""
+    """Let a process with all its threads run on one of the cores only: the last one, as all that are held so."""
     core = {max(os.sched_getaffinity(0))}
     for thread in os.listdir(f"/proc/{pid}/task"):
         os.sched_setaffinity(int(thread), core)
