@@ -145,10 +145,27 @@ def test_a_large_sieve_grows_in_steps_and_tells_as_much_afterwards(monkeypatch):
         parts[-1].keys.frombytes(keys.tobytes())
         sieve.add(keys, parts)
         seen.append(len(sieve.look(rng.integers(-(2**63), 2**63, 10_000))[0]) / 10_000)
-    for part in parts:
-        assert {id(one): len(here) for one, here in sieve.parts(parts, part.column)}[id(part)] == len(part)
+        told_of_all(sieve, parts)
     assert max(seen) < 0.06
     assert sieve.size / 2 < 8 * 200 * 256
+
+
+def told_of_all(sieve: Sieve, parts: list[Part]) -> None:
+    for part in parts:
+        assert {id(one): len(here) for one, here in sieve.parts(parts, part.column)}[id(part)] == len(part)
+
+
+@pytest.mark.parametrize("batches", range(20, 80, 3))
+def test_a_sieve_that_grows_while_most_is_forgotten_tells_as_much_as_before(monkeypatch, batches):
+    monkeypatch.setattr("streams.core.lookup.SMALL", 1_000)
+    rng, sieve, parts = np.random.default_rng(1), Sieve(), []
+    for _ in range(batches):
+        parts.append(Part(256, sieve.open()))
+        parts[-1].keys.frombytes(rng.bytes(8 * 256))
+        sieve.add(parts[-1].column, parts)
+    while parts:
+        told_of_all(sieve, parts)
+        sieve.close(parts.pop(0), parts)
 
 
 def test_new_keys_seem_to_be_nowhere_mostly_and_what_was_forgotten_leaves_no_trace():

@@ -313,7 +313,7 @@ MUTANTS = [
     ),
     Mutant(
         "of keys that come to one place together the last one's tag holds for all",
-        "core/lookup.py", "        words[mixed] &= _BITS\n", "", "lookup",
+        "core/lookup.py", "    words[mixed] &= _BITS\n", "", "lookup",
     ),
     Mutant(
         "what was forgotten leaves its tag behind",
@@ -336,6 +336,20 @@ MUTANTS = [
     Mutant(
         "a sieve that has grown stays as it is",
         "core/lookup.py", "self._renew(self._stale.pop(), parts)", "self._stale.pop()", "lookup",
+    ),
+    Mutant(
+        "what was noted while a sieve grows is looked for where it was before",
+        "core/lookup.py", "            words[moved] = self._larger.take(_places(keys.take(moved), self._larger))\n", "",
+        "lookup",
+    ),
+    Mutant(
+        "what is noted in the next place to be moved is lost",
+        "core/lookup.py", "_places(keys, self._words) < self._moved", "_places(keys, self._words) <= self._moved",
+        "lookup",
+    ),
+    Mutant(
+        "a sieve that becomes smaller while it grows forgets what has moved",
+        "core/lookup.py", "            self._grow(len(self._words))\n", "            self._larger = None\n", "lookup",
     ),
     Mutant(
         "of what is renewed only the newest part is noted",
@@ -365,6 +379,10 @@ MUTANTS = [
     Mutant(
         "a batch that is not what its checksum says is counted",
         "kafka/fetch.py", "crc32c(left[_HEADER.size : end]) != checksum", "False", "fetch",
+    ),
+    Mutant(
+        "each part of an answer is read when it comes",
+        "kafka/fetch.py", "nbytes != self._awaited", "nbytes < 0", "fetch",
     ),
     Mutant(
         "a view at once goes to the newest of several renders",
