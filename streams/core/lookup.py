@@ -196,7 +196,7 @@ class Sieve:
         if _PLACES_A_KEY * self._keys > len(self._words) and self._keys <= SMALL:
             self.build(parts)
             return
-        while _PLACES_A_KEY * self._keys > len(self._words):
+        while self._larger is not None or _PLACES_A_KEY * self._keys > len(self._words):
             self._grow(_MOVED_A_KEY * len(keys))
             if self._larger is not None:
                 break
