@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.page import Page
@@ -102,7 +102,8 @@ def hold_to_one_core(pid: int) -> None:
     """Let a process with all its threads run on one of the cores only: the last one, as all that are held so."""
     core = {max(os.sched_getaffinity(0))}
     for thread in os.listdir(f"/proc/{pid}/task"):
-        os.sched_setaffinity(int(thread), core)
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread), core)
 
 
 def cpu_s(pid: int) -> float:

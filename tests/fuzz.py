@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
     with atheris.instrument_imports(include=["streams"]):
         import streams.core.partition
-        import streams.wire.events  # noqa: F401
+        import streams.wire.events  # noqa: F401 - what is imported here is what is instrumented
 
 from streams.core.delta import Batch
 from streams.core.events import TOPICS, Click, Malformed, Render, Viewability

@@ -193,13 +193,12 @@ class Sieve:
     def add(self, keys: Numbers, parts: Sequence[Part]) -> None:
         """Take note of keys that were added to the newest of the parts."""
         self._keys += len(keys)
-        if _PLACES_A_KEY * self._keys > len(self._words) and self._keys <= SMALL:
+        is_crowded = _PLACES_A_KEY * self._keys > len(self._words)
+        if is_crowded and self._keys <= SMALL:
             self.build(parts)
             return
-        while self._larger is not None or _PLACES_A_KEY * self._keys > len(self._words):
+        if is_crowded or self._larger is not None:
             self._grow(_MOVED_A_KEY * len(keys))
-            if self._larger is not None:
-                break
         self._note(parts[-1], keys)
         self._added += len(keys)
         if self._stale and self._larger is None and _RENEWALS * self._added >= self._keys:

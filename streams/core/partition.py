@@ -262,10 +262,8 @@ class Partition:
 
     def _may_be_ahead(self, ts: Numbers, own_times: Sequence[int | None]) -> bool:
         """Say, at a glance at all events, whether rule 2 may have something against one of them."""
-        if not own_times or None in own_times:
-            return bool(own_times)
-        earliest: int = min(own_times)  # type: ignore[type-var, assignment]  # none of them is None, see above
-        return int(ts.max()) > earliest + self.rules.future_ms
+        known = [own_time for own_time in own_times if own_time is not None]
+        return bool(known) and int(ts.max()) > min(known) + self.rules.future_ms
 
     def _refused(
         self,
