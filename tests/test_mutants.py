@@ -385,6 +385,22 @@ MUTANTS = [
         "kafka/fetch.py", "nbytes != self._awaited", "nbytes < 0", "fetch",
     ),
     Mutant(
+        "what was folded is published once more",
+        "core/rollup.py", "                untold.discard(series)\n", "", "rollup",
+    ),
+    Mutant(
+        "in a flood partials are taken while a commit writes",
+        "kafka/rollup.py", "await self._has_room.wait()", "pass", "flood",
+    ),
+    Mutant(
+        "what waited in a flood is taken for a partition that went",
+        "kafka/rollup.py", "if self.owned.get(batch.partition) is not rollup:", "if False:", "flood",
+    ),
+    Mutant(
+        "long work is done in short turns, whatever others take",
+        "kafka/turns.py", "max(began - ended, _SHORTEST_S)", "_SHORTEST_S", "flood",
+    ),
+    Mutant(
         "a view at once goes to the newest of several renders",
         "core/partition.py",
         "            if generation.older:\n",

@@ -55,6 +55,11 @@ def rollup(*partials: Partial, windows: tuple[int, ...] = (MIN,)) -> Rollup:
     return total
 
 
+def fold(total: Rollup) -> None:
+    for _ in total.fold_final():
+        pass
+
+
 def total_served(total: Rollup, series: Series = BILLED) -> int:
     return total.accounts.by_series[series].total.served
 
@@ -94,15 +99,16 @@ class Stage:
         self.applied = len(self.sent)
 
     def commit(self) -> None:
-        """The order of a worker: windows, rows, then what is final is folded, then the offsets."""
+        """The order of a worker, partials in between: windows, then what is final is folded, rows, offsets."""
         for window in self.rollup.windows():
             self.published[window.campaign_id, window.currency, window.start] = window
+        for number, _ in enumerate(self.rollup.fold_final()):
+            self.take(self.sent[-1 - number % len(self.sent)])
         for key, row in self.rollup.changed():
             if row is None:
                 self.table.pop(encode_row_key(0, 0, key), None)
             else:
                 self.table[encode_row_key(0, 0, key)] = encode_row(row)
-        self.rollup.fold_final()
         self.committed = self.applied
 
     def crash(self) -> None:
@@ -427,10 +433,10 @@ def test_a_window_of_impressions_without_a_price_has_no_cpm():
 
 def test_final_minutes_are_folded_once_they_have_left_the_longest_window():
     total = rollup(partial(head(0, time=3 * MIN, final=MIN), {0: served(2), MIN: served(3)}), windows=(2 * MIN,))
-    total.fold_final()
+    fold(total)
     assert total.accounts.by_series[BILLED].lifetime == Lifetime(0, Cell()), "not before its windows were returned"
     total.windows()
-    total.fold_final()
+    fold(total)
     assert total.accounts.by_series[BILLED].lifetime == Lifetime(MIN, served(2))
     assert list(total.accounts.by_series[BILLED].minutes()) == [MIN]
     assert total_served(total) == 5
@@ -441,23 +447,50 @@ def test_what_has_left_the_longest_window_and_is_final_is_in_no_pane_any_more():
     account = total.accounts.by_series[BILLED]
     assert (set(account.rolling.panes), total.accounts.together(0)) == ({0, 150_000}, {"USD": [served(2)]})
     total.windows()
-    total.fold_final()
+    fold(total)
     assert (set(account.rolling.panes), total.accounts.together(0)) == ({150_000}, {"USD": [Cell()]})
 
 
 def test_what_lies_below_the_bound_is_ignored_ever_after():
     total = rollup(partial(head(0, time=3 * MIN, final=MIN), {0: served(2)}), windows=(MIN,))
     total.windows()
-    total.fold_final()
+    fold(total)
     total.apply(partial(head(0, epoch=1, time=3 * MIN, final=MIN), {0: served(2)}))
     assert total_served(total) == 2
+
+
+def test_what_is_said_again_while_others_are_folded_is_neither_folded_nor_published_twice():
+    others = [Series(f"c{number}", "USD", "adserver") for number in range(3)]
+    said = [partial(head(0, time=3 * MIN, final=MIN), {0: served(2)}, series=one) for one in others]
+    total = rollup(*said, windows=(MIN,))
+    assert len(list(total.windows())) == 3
+    for _ in total.fold_final():
+        for again in said:
+            total.apply(again)
+    assert [total.accounts.by_series[one].lifetime for one in others] == [Lifetime(MIN, served(2))] * 3
+    fold(total)
+    assert list(total.windows()) == []
+    assert [total_served(total, one) for one in others] == [2, 2, 2]
+
+
+def test_a_fold_that_is_cut_off_goes_on_the_next_time():
+    others = [Series(f"c{number}", "USD", "adserver") for number in range(3)]
+    total = rollup(
+        *(partial(head(0, time=3 * MIN, final=MIN), {0: served(2)}, series=one) for one in others), windows=(MIN,)
+    )
+    assert len(list(total.windows())) == 3
+    first = next(total.fold_final())
+    assert [one for one in others if total.accounts.by_series[one].lifetime.bound] == [first]
+    assert list(total.windows()) == []
+    fold(total)
+    assert [total.accounts.by_series[one].lifetime for one in others] == [Lifetime(MIN, served(2))] * 3
 
 
 def test_a_crash_between_a_lifetime_and_the_deletion_of_its_minutes_counts_nothing_twice():
     total = rollup(partial(head(0, time=3 * MIN, final=MIN), {0: served(2)}), windows=(MIN,))
     total.windows()
     table = dict(total.changed())
-    total.fold_final()
+    fold(total)
     changes = list(total.changed())
     assert [row is None for _, row in changes] == [False, True]
     again = Rollup((MIN,))
@@ -486,7 +519,7 @@ def ended(*series: Series) -> Rollup:
     for one in series:
         total.apply(partial(head(0, time=3 * MIN, final=MIN), {0: served(2, spend=10_000_000)}, series=one))
     total.windows()
-    total.fold_final()
+    fold(total)
     total.apply(partial(head(1, time=MIN + DAY, final=MIN + DAY)))
     return total
 
@@ -495,11 +528,11 @@ def test_a_campaign_ends_when_it_had_no_event_for_its_time_to_live_and_not_befor
     total = Rollup((MIN,), ttl_ms=DAY)
     total.apply(partial(head(0, time=3 * MIN, final=MIN), {0: served(2)}))
     total.windows()
-    total.fold_final()
+    fold(total)
     total.apply(partial(head(1, time=MIN + DAY - 1, final=MIN)))
-    assert total.ended() == []
+    assert list(total.ended()) == []
     total.apply(partial(head(2, time=MIN + DAY, final=MIN)))
-    assert total.ended() == [BILLED]
+    assert list(total.ended()) == [BILLED]
 
 
 def test_its_last_word_says_all_that_it_ever_had():
@@ -519,7 +552,8 @@ def test_what_has_ended_leaves_memory_and_table_and_begins_anew_when_it_comes_ba
     total = ended(BILLED)
     table = {key for key, row in total.changed() if row is not None}
     assert RowKey(BILLED, None) in table
-    total.forget(total.ended())
+    for series in [*total.ended()]:
+        total.forget(series)
     assert dict(total.changed()) == {RowKey(BILLED, None): None}
     assert total.accounts.by_series == {}
     total.apply(partial(head(2, time=MIN + DAY, final=MIN), {DAY: served(1)}))
@@ -528,7 +562,7 @@ def test_what_has_ended_leaves_memory_and_table_and_begins_anew_when_it_comes_ba
 
 def test_a_campaign_that_had_an_event_while_its_last_word_was_sent_is_kept():
     total = ended(BILLED)
-    going = total.ended()
+    (going,) = total.ended()
     total.apply(partial(head(2, time=MIN + DAY, final=MIN), {DAY: served(1)}))
     total.forget(going)
     assert total_served(total) == 3

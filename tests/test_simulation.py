@@ -121,8 +121,11 @@ class Outbox:
     def clear(self) -> None:
         self.waiting.clear()
 
-    def send(self, topic: str, key: bytes, value: bytes | None, *, partition: int | None = None, **_: Any) -> None:
-        self.waiting[topic, partition or 0].append((key, value))
+    def send(self, topic: str, key: bytes, value: bytes | None, *, partition: int) -> None:
+        self.waiting[topic, partition].append((key, value))
+
+    def send_by_key(self, topic: str, key: bytes, value: bytes | None, _: Any) -> None:
+        self.send(topic, key, value, partition=0)
 
     async def flush(self) -> None:
         while self.waiting:
@@ -302,7 +305,7 @@ class World:
         self.workers: list[Worker] = []
         self.asleep: set[Worker] = set()
         self.now = 0.0
-        for module in ("qualify", "rollup"):
+        for module in ("qualify", "rollup", "turns"):
             monkeypatch.setattr(f"streams.kafka.{module}.monotonic", lambda: self.now)
 
     def start(self) -> Worker:

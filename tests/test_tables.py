@@ -28,7 +28,7 @@ async def test_a_change_of_the_table_goes_to_the_partition_that_its_key_names() 
     table[key(1, b"a")] = b"value"
     del table[key(1, b"a")]
     name = table.changelog_topic_name
-    assert table.outbox._waiting == [(name, key(1, b"a"), b"value", 1, None), (name, key(1, b"a"), None, 1, None)]
+    assert table.outbox._placed == {(name, 1): [(key(1, b"a"), b"value"), (key(1, b"a"), None)]}
 
 
 def resident() -> int:
@@ -131,7 +131,7 @@ async def test_nothing_that_was_held_before_and_is_not_in_kafka_is_held_after_a_
     await recovering.assign(0)
     await recovering.answer()
     assert journal.take() == {key(0, b"a"): b"1"}
-    assert not journal.outbox._waiting, "what is recovered is not written again"
+    assert not journal.outbox._placed, "what is recovered is not written again"
 
 
 async def test_a_recovery_that_is_given_up_claims_nothing_and_lets_nothing_flow() -> None:
@@ -172,7 +172,7 @@ async def test_what_of_a_claim_was_not_sent_when_a_recovery_was_given_up_is_neve
     journal = recovering.worker.qualify.journal
     journal[key(0, b"claim of the last generation")] = b"x"
     await recovering.assign(0)
-    assert not journal.outbox._waiting
+    assert not journal.outbox._placed
 
 
 async def test_a_recovery_tries_again_where_it_was_until_the_broker_answers(monkeypatch: Any) -> None:

@@ -335,3 +335,26 @@ async def test_flush_returns_when_all_is_delivered_and_raises_ever_after_one_was
         producer._unconfirmed.clear()
     finally:
         await producer.stop()
+
+
+async def test_records_of_a_partition_arrive_in_their_order_however_many_batches_they_fill(
+    bootstrap: str, topics: str
+) -> None:
+    made = worker(topics, bootstrap)
+    topic = TP(topics + TOPICS[0], 0)
+    sent = [(b"%d" % number, b"x" * 1_000 if number % 7 else None) for number in range(3_000)]
+    await made._app.producer.start()
+    try:
+        outbox = Outbox(made._app)
+        for key, value in sent:
+            outbox.send(topic.topic, key, value, partition=0)
+        await outbox.flush()
+    finally:
+        await made._app.producer.stop()
+    found: list[tuple[Any, Any]] = []
+    async with AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest") as consumer:
+        consumer.assign([topic])
+        while len(found) < len(sent):
+            for records in (await consumer.getmany(timeout_ms=10_000)).values():
+                found += [(record.key, record.value) for record in records]
+    assert found == sent

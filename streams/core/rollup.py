@@ -11,6 +11,7 @@ kept with the sums, and whatever lies below it is ignored ever after.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -267,10 +268,11 @@ class Rollup:
         ready = {m: self._unpublished.pop(m) for m in [*self._unpublished] if m + TUMBLING_MS <= max(final, due)}
         ready |= {m: told for m, told in self._by_minute.items() if self._final_published < m + TUMBLING_MS <= final}
         self._final_published = max(self._final_published, final)
-        places = [(minute, series) for minute in sorted(ready) for series in sorted(ready[minute])]
+        places = [(minute, [*ready[minute]]) for minute in sorted(ready)]
         return (
             self._window(self.accounts.by_series[series], minute, final)
-            for minute, series in places
+            for minute, told in places
+            for series in sorted(told)
             if self.campaigns.is_billed(series)
         )
 
@@ -279,10 +281,10 @@ class Rollup:
 
     # --- campaigns that have ended ---------------------------------------------------------------------------------
 
-    def ended(self) -> list[Series]:
-        """Return the series without an event for as long as a campaign is remembered, all of them folded."""
+    def ended(self) -> Iterator[Series]:
+        """Yield the series without an event for as long as a campaign is remembered, all of them folded."""
         folded = self.accounts.folded_until(self.now - self.ttl_ms)
-        return [account.series for account in folded if not account.minutes()]
+        return (account.series for account in folded if not account.minutes())
 
     def farewell(self, series: Series) -> Farewell | None:
         """Return the last word on a series; None where no one is billed by it."""
@@ -291,44 +293,54 @@ class Rollup:
         lifetime = self.accounts.by_series[series].lifetime
         return Farewell(until=lifetime.bound, **figures_of(series, lifetime.cell))
 
-    def forget(self, ended: Iterable[Series]) -> None:
-        """Forget series that have ended, when their last word is confirmed; those that live again are kept."""
-        for series in ended:
-            if not self.accounts.by_series[series].minutes():
-                self.accounts.close(series)
-                self._changed.add(RowKey(series, None))
+    def forget(self, series: Series) -> None:
+        """Forget a series that has ended, when its last word is confirmed; one that lives again is kept."""
+        if not self.accounts.by_series[series].minutes():
+            self.accounts.close(series)
+            self._changed.add(RowKey(series, None))
 
     # --- rows of the table -----------------------------------------------------------------------------------------
 
-    def fold_final(self) -> None:
-        """Fold minutes that are final and have left the longest window into the lifetime totals.
+    def fold_final(self) -> Iterator[Series]:
+        """Fold minutes that are final and have left the longest window into the lifetime totals; yield each series.
 
-        Call it when the windows returned so far are confirmed: what is folded is not published again.
+        Call it when the windows returned so far are confirmed: what is folded is not published again. Partials may be
+        applied between two steps.
         """
         bound = min(self._final_published, self.stream_time() - max(self.windows_ms))
         for minute in sorted(minute for minute in self._by_minute if minute + TUMBLING_MS <= bound):
-            self._unpublished.pop(minute, None)
-            for series in self._by_minute.pop(minute):
-                account = self.accounts.by_series[series]
-                total = account.sum_of(minute)
-                total.add(account.lifetime.cell)
-                self.accounts.fold(account, Lifetime(minute + TUMBLING_MS, total))
-                account.forget(minute)
-                if account.minutes():
-                    self.rolling(account)  # nobody may ever look at it again, and its panes have left all windows
-                else:
-                    account.rolling = None
-                self._changed |= {RowKey(series, None), RowKey(series, minute)}
+            held, untold = self._by_minute[minute], self._unpublished[minute]
+            while held:
+                series = held.pop()
+                untold.discard(series)
+                self._fold(self.accounts.by_series[series], minute)
+                yield series
+            del self._by_minute[minute], self._unpublished[minute]
         self.accounts.forget_together(bound)
+
+    def _fold(self, account: Account, minute: int) -> None:
+        total = account.sum_of(minute)
+        total.add(account.lifetime.cell)
+        self.accounts.fold(account, Lifetime(minute + TUMBLING_MS, total))
+        account.forget(minute)
+        if account.minutes():
+            self.rolling(account)  # nobody may ever look at it again, and its panes have left all windows
+        else:
+            account.rolling = None
+        self._changed |= {RowKey(account.series, None), RowKey(account.series, minute)}
 
     def changed(self) -> Iterator[tuple[RowKey, Row | None]]:
         """Yield, once, the rows that changed, None for a row to delete; lifetimes before the deletions, heads last."""
         changed, self._changed = self._changed, set()
-        lifetimes = [key for key in changed if key.series is not None and key.minute is None]
-        minutes = [key for key in changed if key.minute is not None]
-        heads = [key for key in changed if key.series is None]
-        for key in lifetimes + minutes + heads:
+        lifetimes = (key for key in changed if key.series is not None and key.minute is None)
+        minutes = (key for key in changed if key.minute is not None)
+        heads = (key for key in changed if key.series is None)
+        for key in chain(lifetimes, minutes, heads):
             yield key, self._row(key)
+
+    def to_write(self) -> int:
+        """Return how many rows and windows are to be written, those windows included that are not due yet."""
+        return len(self._changed) + sum(map(len, self._unpublished.values()))
 
     def _row(self, key: RowKey) -> Row | None:
         if key == _CLOCK:

@@ -81,6 +81,7 @@ def _faust_app(settings: Settings, connection: Connection, partitions: int) -> A
         producer_linger=0,
         producer_request_timeout=60.0,
         producer_max_request_size=32 << 20,
+        producer_max_batch_size=512 << 10,
         web_enabled=False,
         web_tables_enabled=False,
         web_router_enabled=False,

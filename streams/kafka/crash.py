@@ -12,7 +12,7 @@ from typing import Final
 POINTS: Final = (
     "claim", "claimed",
     "letters", "journal", "partials", "offsets", "committed",
-    "windows", "rows", "row_offsets", "rows_committed",
+    "windows", "fold", "rows", "row_offsets", "rows_committed",
 )  # fmt: skip
 RETRY_POINTS: Final = ("retrying", "sent")
 """Those of `streams dlq retry`."""

@@ -421,7 +421,7 @@ class Qualify:
         reached("letters")
         for commit in commits:
             for letter in commit.letters:
-                self.outbox.send(self.prefix + DEAD_LETTERS, letter.key, letter.value, headers=letter.headers)
+                self.outbox.send_by_key(self.prefix + DEAD_LETTERS, letter.key, letter.value, letter.headers)
         if any(commit.letters for commit in commits):
             await self.outbox.flush()
 

@@ -1,24 +1,25 @@
 """Stage 2, `rollup`: owns partitions of campaigns, adds up partials, and publishes windows.
 
 Law: what it holds can be had again from its table and the partials after the committed offset, and taking a partial
-twice changes nothing; so rows may be written far less often than gauges change.
+twice changes nothing; so rows may be written far less often than gauges change. Partials may be applied while a commit
+is under way: a row says then more than is acknowledged, and to take the rest again changes nothing.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from itertools import chain
+from collections.abc import AsyncIterator
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from streams.core.campaigns import Campaigns
 from streams.core.delta import NEVER
 from streams.core.journal import next_epoch
 from streams.core.panes import Series
-from streams.core.rollup import Rollup, Row, RowKey
+from streams.core.rollup import Farewell, Rollup, Row, RowKey, Window
 from streams.kafka.crash import reached
 from streams.kafka.tables import PartitionTable
 from streams.kafka.topics import PARTIALS, WINDOWS
 from streams.kafka.transport import Flow, RecordBatch
+from streams.kafka.turns import in_turns
 from streams.wire.records import (
     RecordError,
     decode_partial,
@@ -30,19 +31,9 @@ from streams.wire.records import (
     window_key,
 )
 
-T = TypeVar("T")
-
-_AT_ONCE: Final = 200
-"""Rows that are encoded between two moments at which others may have their turn. Partials may be applied meanwhile: a
-row says then more than is acknowledged, and to take the rest again changes nothing."""
-
-
-async def _in_turns(values: Iterable[T]) -> AsyncIterator[T]:
-    """Yield values, and let others have their turn."""
-    for number, value in enumerate(values, 1):
-        yield value
-        if number % _AT_ONCE == 0:
-            await asyncio.sleep(0)
+FLOOD: Final = 50_000
+"""So many rows and windows are written before more partials are taken: in a flood of new campaigns these come faster
+than that can be done, and would fill the memory. So they lie in Kafka meanwhile."""
 
 
 class TableError(Exception):
@@ -79,6 +70,8 @@ class RollupStage:
         """Partition -> row -> the keys of the table under which older owners left it: until it is written again."""
         self._committed: dict[int, int] = {}
         self._committing = asyncio.Lock()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
 
     def take_over(self, number: int, generation: int) -> None:
         """Take a partition over: load its rows, which the table holds now. Raises TableError."""
@@ -110,20 +103,24 @@ class RollupStage:
     async def run(self, events: AsyncIterator[Any]) -> None:
         """Apply partials as they come. One that cannot be read ends the worker: guessing would be miscounting."""
         async for event in events:
-            batch: RecordBatch = event.value
-            rollup = self.owned[batch.partition]
-            for record in batch.records:
-                try:
-                    partial = decode_partial(record.value)
-                except RecordError as error:
-                    place = f"{batch.topic}/{batch.partition}/{record.offset}"
-                    raise TableError(f"partial {place}: {error}") from None
-                rollup.apply(partial)
-                if partial.cells:
-                    self.advanced_at = monotonic()
-                await asyncio.sleep(0)
-            self.positions[batch.partition] = batch.records[-1].offset + 1
+            await self._take(event.value)
             event.ack()
+
+    async def _take(self, batch: RecordBatch) -> None:
+        rollup = self.owned[batch.partition]
+        for record in batch.records:
+            await self._has_room.wait()
+            if self.owned.get(batch.partition) is not rollup:
+                return  # the partition went meanwhile, and may have come again
+            try:
+                partial = decode_partial(record.value)
+            except RecordError as error:
+                raise TableError(f"partial {batch.topic}/{batch.partition}/{record.offset}: {error}") from None
+            rollup.apply(partial)
+            if partial.cells:
+                self.advanced_at = monotonic()
+            await asyncio.sleep(0)
+        self.positions[batch.partition] = batch.records[-1].offset + 1
 
     def newest(self) -> int:
         """Return the largest stream time of renders that any source partition has told of, or NEVER."""
@@ -143,29 +140,52 @@ class RollupStage:
             positions, owned = dict(self.positions), dict(self.owned)
             if positions == self._committed:
                 return
-            ended = {number: rollup.ended() for number, rollup in owned.items()}
-            await self._step_1_windows(owned, ended)
-            await self._step_2_rows(owned)
-            self._step_3_offsets(positions)
-            for number, rollup in owned.items():
-                rollup.fold_final()
-                rollup.forget(ended[number])
+            if sum(rollup.to_write() for rollup in owned.values()) > FLOOD:
+                self._has_room.clear()
+            try:
+                await self._commit(positions, owned)
+            finally:
+                self._has_room.set()
 
-    async def _step_1_windows(self, owned: dict[int, Rollup], ended: dict[int, list[Series]]) -> None:
-        """Publish the tumbling windows that are due, and the last word on campaigns that have ended."""
+    async def _commit(self, positions: dict[int, int], owned: dict[int, Rollup]) -> None:
+        await self._step_1_windows(owned)
+        ended = await self._step_2_fold(owned)
+        await self._step_3_rows(owned)
+        self._step_4_offsets(positions)
+        for number, rollup in owned.items():
+            async for series in in_turns(ended[number]):
+                rollup.forget(series)
+
+    async def _step_1_windows(self, owned: dict[int, Rollup]) -> None:
+        """Publish the tumbling windows that are due."""
         reached("windows")
         for number, rollup in owned.items():
-            farewells = (rollup.farewell(series) for series in ended[number])
-            async for word in _in_turns(chain(rollup.windows(), farewells)):
-                if word is not None:
-                    self.outbox.send(self.prefix + WINDOWS, window_key(word), encode_window(word), partition=number)
+            async for window in in_turns(rollup.windows()):
+                self._tell(number, window)
         await self.outbox.flush()
 
-    async def _step_2_rows(self, owned: dict[int, Rollup]) -> None:
+    async def _step_2_fold(self, owned: dict[int, Rollup]) -> dict[int, list[Series]]:
+        """Fold what is final, and publish the last word on campaigns that have ended; return these."""
+        reached("fold")
+        ended = {number: list[Series]() for number in owned}
+        for number, rollup in owned.items():
+            async for _ in in_turns(rollup.fold_final()):
+                pass
+            async for series in in_turns(rollup.ended()):
+                ended[number].append(series)
+                if (word := rollup.farewell(series)) is not None:
+                    self._tell(number, word)
+        await self.outbox.flush()
+        return ended
+
+    def _tell(self, number: int, word: Window | Farewell) -> None:
+        self.outbox.send(self.prefix + WINDOWS, window_key(word), encode_window(word), partition=number)
+
+    async def _step_3_rows(self, owned: dict[int, Rollup]) -> None:
         """Write the rows that changed, each whole, and then delete those that older owners left of them."""
         reached("rows")
         for number, rollup in owned.items():
-            async for key, row in _in_turns(rollup.changed()):
+            async for key, row in in_turns(rollup.changed()):
                 own = encode_row_key(number, self._epochs[number], key)
                 if row is None:
                     del self.table[own]
@@ -175,7 +195,7 @@ class RollupStage:
                     del self.table[data]
         await self.outbox.flush()
 
-    def _step_3_offsets(self, positions: dict[int, int]) -> None:
+    def _step_4_offsets(self, positions: dict[int, int]) -> None:
         """Let the offsets of the partials be committed that the rows hold."""
         reached("row_offsets")
         for number, position in positions.items():

@@ -25,7 +25,7 @@ from faust.types import TP
 from streams.kafka.connection import Broker
 from streams.kafka.reader import Reader
 from streams.kafka.topics import TopicsError
-from streams.kafka.transport import Consumer, Extent
+from streams.kafka.transport import Consumer, Extent, Keyed, Producer
 from streams.wire.records import Headers
 
 PARTITION_BYTES: Final = 4
@@ -39,30 +39,32 @@ class Outbox:
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        self._waiting: list[tuple[str, bytes, bytes | None, int | None, Headers | None]] = []
+        self._placed: dict[tuple[str, int], list[Keyed]] = {}
+        """Topic and partition -> its records."""
+        self._others: list[tuple[str, bytes, bytes | None, Headers | None]] = []
+        """Those that Kafka's default partitioner places by the key."""
 
-    def send(
-        self,
-        topic: str,
-        key: bytes,
-        value: bytes | None,
-        *,
-        partition: int | None = None,
-        headers: Headers | None = None,
-    ) -> None:
-        """Put a record in the box. Without a partition, Kafka's default partitioner chooses one by the key."""
-        self._waiting.append((topic, key, value, partition, headers))
+    def send(self, topic: str, key: bytes, value: bytes | None, *, partition: int) -> None:
+        """Put a record of a partition in the box."""
+        self._placed.setdefault((topic, partition), []).append((key, value))
+
+    def send_by_key(self, topic: str, key: bytes, value: bytes | None, headers: Headers | None) -> None:
+        """Put a record in the box, for the partition that Kafka's default partitioner chooses by its key."""
+        self._others.append((topic, key, value, headers))
 
     def clear(self) -> None:
         """Forget what is in the box."""
-        self._waiting = []
+        self._placed, self._others = {}, []
 
     async def flush(self) -> None:
         """Send what is in the box and wait until it is delivered. Raises if anything was not."""
-        waiting, self._waiting = self._waiting, []
-        producer = self._app.producer
-        for topic, key, value, partition, headers in waiting:
-            await producer.send(topic, key, value, partition, None, headers)
+        placed, others = self._placed, self._others
+        self.clear()
+        producer: Producer = self._app.producer
+        for (topic, partition), records in placed.items():
+            await producer.send_all(topic, partition, records)
+        for topic, key, value, headers in others:
+            await producer.send(topic, key, value, None, None, headers)
         await producer.flush()
 
 

@@ -6,6 +6,7 @@ windows has come. The worker's own collector writes it; only a label `run` and t
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from shutil import copyfileobj
 from tempfile import TemporaryFile
 from typing import IO, Final
@@ -56,8 +57,7 @@ def _scrape(rollup: Rollup, collector: Collector, seq: int, now: int) -> list[Ta
     rollup.apply(Partial(0, _head(seq, now - 1), []))
     families = [one for one in collector.collect() if one is not None and one.name.startswith(_OWN)]
     rollup.windows()
-    rollup.fold_final()
-    for _ in rollup.changed():
+    for _ in chain(rollup.fold_final(), rollup.changed()):
         pass
     return families
 

@@ -1,0 +1,25 @@
+"""Long work in the event loop, in turns with all others who want to have theirs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from time import monotonic
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+_SHORTEST_S: Final = 0.002
+_LONGEST_S: Final = 0.05
+
+
+async def in_turns(values: Iterable[T]) -> AsyncIterator[T]:
+    """Yield values, and let others have their turn whenever this had as long as they had.
+
+    So a commit has half of the time: in a flood of campaigns it would else do less than comes.
+    """
+    until = monotonic() + _SHORTEST_S
+    for value in values:
+        yield value
+        if (ended := monotonic()) > until:
+            await asyncio.sleep(0)
+            began = monotonic()
+            until = began + min(max(began - ended, _SHORTEST_S), _LONGEST_S)
