@@ -5,7 +5,7 @@ import json
 import signal
 import sys
 
-from benchmarks import catchup, ingest, job, latency, memory, recovery, replay, scale, scrape, soak
+from benchmarks import catchup, flood, ingest, job, latency, memory, recovery, replay, scale, scrape, soak
 from benchmarks.report import heading, machine, versions
 
 BENCHMARKS = {
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "ingest": ingest,
     "replay": replay,
     "soak": soak,
+    "flood": flood,
 }
 """Each says which options it adds, measures, and shows what it measured: a line of text or JSON."""
 

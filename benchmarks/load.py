@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from streams.core.panes import PANE_MS, pane_of
 
 CAMPAIGNS: Final = 20
+MANY: Final = 10_000
+"""More campaigns than this have ids as if drawn at random."""
 SLOTS: Final = 3
 REFRESH_FREE_S: Final = 60
 """A viewer meets a slot again after so long: never a refresh."""
@@ -105,6 +107,8 @@ class Load(NamedTuple):
     campaigns: int = CAMPAIGNS
     skewed: bool = False
     renders_a_second: int = RENDERS_A_SECOND
+    first_campaign: int = 0
+    """Number of the first one: loads of many campaigns have none in common if their numbers do not meet."""
 
     @classmethod
     def until_now(cls, renders: int, renders_a_second: int = RENDERS_A_SECOND, **more: Any) -> "Load":
@@ -121,7 +125,8 @@ class Load(NamedTuple):
 
     def name(self, campaign: int) -> str:
         """Return the id of a campaign; those of many are as if drawn at random."""
-        return f"campaign-{campaign}" if self.campaigns <= 10_000 else f"{campaign * 0x9E3779B97F4A7C15 % 2**64:016x}"
+        number = self.first_campaign + campaign
+        return f"campaign-{number}" if self.campaigns <= MANY else f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}"
 
     def truth(self) -> Truth:
         """Return what has to come out."""

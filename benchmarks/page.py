@@ -56,12 +56,17 @@ def exact(page: Page, truth: Truth, *, in_hour: bool = True) -> bool:
     Unless the load is longer than the window of an hour, that has to hold the same, and what no campaign on the page
     stands for has to be in the window of `_other`.
     """
+    return outcomes_are_exact(page, truth) and all(
+        _figure_is_exact(page, name, getattr(truth, name), truth.served, in_hour) for name in FIGURES
+    )
+
+
+def outcomes_are_exact(page: Page, truth: Truth) -> bool:
+    """Say whether a page tells the truth of what became of every event."""
     if page.total("streams_events_consumed_total") != truth.events:
         return False
     counted, duplicates = (page.total("streams_events_total", outcome=name) for name in ("counted", "duplicate"))
-    if (counted, duplicates) != (truth.events - truth.duplicates, truth.duplicates):
-        return False
-    return all(_figure_is_exact(page, name, getattr(truth, name), truth.served, in_hour) for name in FIGURES)
+    return (counted, duplicates) == (truth.events - truth.duplicates, truth.duplicates)
 
 
 def _figure_is_exact(page: Page, name: str, wanted: Counter[str], campaigns: Counter[str], in_hour: bool) -> bool:

@@ -149,7 +149,7 @@ def scrapes_of(one: Worker, number: int) -> Scrapes:
 
 @contextmanager
 def worker_that_notes(
-    folder: Path, broker: EmbeddedBroker, prefix: str
+    folder: Path, broker: EmbeddedBroker, prefix: str, **settings: str
 ) -> Iterator[tuple[Worker, Callable[[], float]]]:
     """Start a worker; yield it and what says for how many ms its event loop was held at most since it last did."""
     told = folder / "held"
@@ -162,5 +162,5 @@ def worker_that_notes(
             time.sleep(_TOLD_S)
         return float(told.read_text())
 
-    with worker(broker, prefix, module="benchmarks.held") as one:
+    with worker(broker, prefix, module="benchmarks.held", **settings) as one:
         yield one, held_ms
