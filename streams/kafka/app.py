@@ -81,7 +81,7 @@ def _faust_app(settings: Settings, connection: Connection, partitions: int) -> A
         producer_linger=0,
         producer_request_timeout=60.0,
         producer_max_request_size=32 << 20,
-        producer_max_batch_size=512 << 10,
+        producer_max_batch_size=512 << 10,  # of 16 kB each, a commit of many rows waits for the broker time and again
         web_enabled=False,
         web_tables_enabled=False,
         web_router_enabled=False,
