@@ -57,13 +57,15 @@ def written(bootstrap: str, prefix: str, partitions: int) -> Cells:
     for key, value in rows.items():
         _, _, row = decode_row_key(key)
         if value is not None and row.series is not None and row.minute is not None:
-            for source, share in decode_row(value).items():  # type: ignore[union-attr]
+            shares = decode_row(value)
+            assert isinstance(shares, dict), "a row of a minute is what each source says of it"
+            for source, share in shares.items():
                 known = newest[row].get(source)
                 if known is None or share.version > known.version:
                     newest[row][source] = share
     cells: Cells = defaultdict(partial(dict.fromkeys, oracle.FIGURES, 0))
-    for row, shares in newest.items():
-        for share in shares.values():
+    for row, by_source in newest.items():
+        for share in by_source.values():
             for pane, cell in share.panes.items():
                 place = (row.series.campaign_id, row.series.currency, row.series.source, pane)
                 for name in oracle.FIGURES:

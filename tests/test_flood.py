@@ -30,7 +30,7 @@ async def test_long_work_has_as_long_a_turn_as_all_others_had(clock: SimpleNames
     at_turn: list[int] = []
 
     async def work() -> None:
-        async for value in turns.in_turns(range(200)):
+        async for value in turns.half_the_time(range(200)):
             clock.now += 0.0011
             done.append(value)
 

@@ -19,7 +19,7 @@ from streams.kafka.crash import reached
 from streams.kafka.tables import PartitionTable
 from streams.kafka.topics import PARTIALS, WINDOWS
 from streams.kafka.transport import Flow, RecordBatch
-from streams.kafka.turns import in_turns
+from streams.kafka.turns import half_the_time
 from streams.wire.records import (
     RecordError,
     decode_partial,
@@ -153,14 +153,14 @@ class RollupStage:
         await self._step_3_rows(owned)
         self._step_4_offsets(positions)
         for number, rollup in owned.items():
-            async for series in in_turns(ended[number]):
+            async for series in half_the_time(ended[number]):
                 rollup.forget(series)
 
     async def _step_1_windows(self, owned: dict[int, Rollup]) -> None:
         """Publish the tumbling windows that are due."""
         reached("windows")
         for number, rollup in owned.items():
-            async for window in in_turns(rollup.windows()):
+            async for window in half_the_time(rollup.windows()):
                 self._tell(number, window)
         await self.outbox.flush()
 
@@ -169,9 +169,9 @@ class RollupStage:
         reached("fold")
         ended = {number: list[Series]() for number in owned}
         for number, rollup in owned.items():
-            async for _ in in_turns(rollup.fold_final()):
+            async for _ in half_the_time(rollup.fold_final()):
                 pass
-            async for series in in_turns(rollup.ended()):
+            async for series in half_the_time(rollup.ended()):
                 ended[number].append(series)
                 if (word := rollup.farewell(series)) is not None:
                     self._tell(number, word)
@@ -185,7 +185,7 @@ class RollupStage:
         """Write the rows that changed, each whole, and then delete those that older owners left of them."""
         reached("rows")
         for number, rollup in owned.items():
-            async for key, row in in_turns(rollup.changed()):
+            async for key, row in half_the_time(rollup.changed()):
                 own = encode_row_key(number, self._epochs[number], key)
                 if row is None:
                     del self.table[own]

@@ -8,10 +8,12 @@ from typing import Final, TypeVar
 T = TypeVar("T")
 
 _SHORTEST_S: Final = 0.002
+"""Of a turn: with less of it, going from one to the other would be the work."""
 _LONGEST_S: Final = 0.05
+"""However long others had: after them a scrape may be waiting."""
 
 
-async def in_turns(values: Iterable[T]) -> AsyncIterator[T]:
+async def half_the_time(values: Iterable[T]) -> AsyncIterator[T]:
     """Yield values, and let others have their turn whenever this had as long as they had.
 
     So a commit has half of the time: in a flood of campaigns it would else do less than comes.
