@@ -57,7 +57,7 @@ class Result(NamedTuple):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what this benchmark wants to know."""
-    parser.add_argument("--renders", type=int, default=1_000_000, help="impressions in the load (default %(default)s)")
+    parser.add_argument("--renders", type=int, default=1_500_000, help="impressions in the load (default %(default)s)")
     parser.add_argument("--peers", action="store_true", help="let peers do the job too (needs a JDK and Maven)")
 
 
