@@ -174,10 +174,12 @@ def test_hadolint_finds_nothing() -> None:
 
 def test_the_image_starts_a_script_of_the_project_as_nobody_in_particular() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert json.loads(re.search(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.M)[1])[0] in scripts  # type: ignore[index]
+    [entrypoint] = re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.M)
+    assert json.loads(entrypoint)[0] in scripts
     assert re.search(r"^USER [1-9]\d+:[1-9]\d+$", DOCKERFILE, re.M)
     assert re.findall(r"^EXPOSE (.*)$", DOCKERFILE, re.M) == [str(PORT)]
-    health = urlsplit(re.search(r"http://[^']+", DOCKERFILE)[0])  # type: ignore[index]
+    [url] = re.findall(r"http://[^']+", DOCKERFILE)
+    health = urlsplit(url)
     assert health.port == PORT and health.path in routes()
     for name in re.findall(r"STREAMS_(\w+)=", DOCKERFILE):
         assert name.lower() in Settings.model_fields
