@@ -1,9 +1,7 @@
 """Tables and their recovery: what Kafka holds of what is assigned, and nothing else; and how one is given up."""
 
 import asyncio
-import resource
 from collections.abc import AsyncIterator, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from aiokafka.errors import KafkaConnectionError
@@ -29,20 +27,6 @@ async def test_a_change_of_the_table_goes_to_the_partition_that_its_key_names() 
     del table[key(1, b"a")]
     name = table.changelog_topic_name
     assert table.outbox._placed == {(name, 1): [(key(1, b"a"), b"value"), (key(1, b"a"), None)]}
-
-
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def test_freed_memory_goes_back_to_the_system_also_from_between_what_is_held() -> None:
-    pieces = [b"x" * 100_000 for _ in range(1_000)]
-    held = pieces[::100] + pieces[-1:]
-    del pieces
-    before = resident()
-    module.give_back_memory()
-    assert before - resident() > 50_000_000
-    assert len(held) == 11
 
 
 async def test_a_recovery_reads_what_kafka_holds_of_the_partitions_that_are_assigned(

@@ -9,6 +9,7 @@ Whatever goes wrong in an agent or a commit ends the worker, before any offset i
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import cycle
 from time import monotonic, thread_time
 from typing import Any, Final
 
@@ -22,9 +23,10 @@ from streams.core.campaigns import Campaigns
 from streams.core.events import TOPICS
 from streams.kafka.connection import Connection
 from streams.kafka.journal import JournalError
+from streams.kafka.memory import SIZES, give_back_memory, put_in_order
 from streams.kafka.qualify import Qualify, partitions_changed
 from streams.kafka.rollup import RollupStage
-from streams.kafka.tables import Outbox, PartitionTable, Tables, give_back_memory
+from streams.kafka.tables import Outbox, PartitionTable, Tables
 from streams.kafka.topics import CAMPAIGNS, JOURNAL, PARTIALS
 from streams.kafka.transport import BatchSchema, Consumer
 from streams.settings import Settings
@@ -48,6 +50,9 @@ CURRENT_FOR_S: Final = 10.0
 """Up to date: every input partition was read to its end at some moment in this long."""
 GIVE_BACK_S: Final = 10.0
 """It takes 60 ms of a thread where half a gigabyte is resident, and less would let it grow when catching up."""
+ORDER_S: Final = 0.5
+MANY: Final = 50_000
+"""Memory is put in order a size each so many events, and not more often than that: a hundredth of what they take."""
 STOP_S: Final = 8.0
 _QUEUED_BATCHES: Final = 4
 
@@ -184,7 +189,8 @@ class Worker:
         """
         self._app.finalize()
         await self._app.start()
-        for task in (self._advance_qualify, self._commit_qualify, self._commit_rollup, self._probe, self._give_back):
+        memory = (self._give_back, self._keep_in_order)
+        for task in (self._advance_qualify, self._commit_qualify, self._commit_rollup, self._probe, *memory):
             self._app.add_future(task())
         await self._app.wait_for_stopped(stop.wait())
         stopping = asyncio.create_task(self._stop())
@@ -208,6 +214,15 @@ class Worker:
         while not self._app.should_stop:
             await self._app.sleep(GIVE_BACK_S)
             await asyncio.to_thread(give_back_memory)
+
+    async def _keep_in_order(self) -> None:
+        """Put one size of free memory in order after the other, while events are counted."""
+        sizes, done = cycle(SIZES), 0
+        while not self._app.should_stop:
+            await self._app.sleep(ORDER_S)
+            if self.qualify.applied - done >= MANY:
+                done = self.qualify.applied
+                put_in_order(next(sizes))
 
     async def _advance_qualify(self) -> None:
         while not self._app.should_stop:

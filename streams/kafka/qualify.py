@@ -160,6 +160,8 @@ class Qualify:
         """How long the newest commit held up all else, in seconds, when it was gathered,"""
         self.gathered = 0
         """and how many records are behind it."""
+        self.applied = 0
+        """How many records were applied in all."""
 
     # --- owning partitions ---------------------------------------------------------------------------------------
 
@@ -329,6 +331,7 @@ class Qualify:
         refused = owned.state.apply(chunk.batch)
         owned.changed = True
         owned.applied += len(chunk.records)
+        self.applied += len(chunk.records)
         owned.consumed_at[chunk.topic] = monotonic()
         if refused:
             by_offset = {record.offset: record for record in chunk.records}

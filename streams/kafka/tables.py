@@ -11,9 +11,8 @@ Law: what a recovery gives is what Kafka holds of the partitions that are assign
 """
 
 import asyncio
-import ctypes
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from time import monotonic
 from typing import Any, Final
 
@@ -23,6 +22,7 @@ from faust.tables.manager import TableManager
 from faust.types import TP
 
 from streams.kafka.connection import Broker
+from streams.kafka.memory import give_back_memory
 from streams.kafka.reader import Reader
 from streams.kafka.topics import TopicsError
 from streams.kafka.transport import Consumer, Extent, Keyed, Producer
@@ -200,12 +200,6 @@ class Tables(TableManager):
     async def _wait(self, error: Exception) -> None:
         self.log.warning("State cannot be recovered yet: %r", error)
         await asyncio.sleep(_AGAIN_S)
-
-
-def give_back_memory() -> None:
-    """Return freed memory to the system: glibc keeps pieces of it, after a recovery a sixth of what is resident."""
-    with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 async def _content(reader: Reader, number: int, topics: Iterable[str]) -> dict[str, dict[bytes, bytes]]:
