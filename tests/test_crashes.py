@@ -31,7 +31,7 @@ from streams.sources.truth import FIGURES
 from streams.wire.records import decode_partial
 from tests.conftest import create_topics
 from tests.recount import assert_as_recounted
-from tests.test_worker import PARTITIONS, now_ms, render, topics  # noqa: F401
+from tests.test_worker import PARTITIONS, now_ms, render, topics  # noqa: F401 - a fixture is named, not called
 from tests.worker import WorkerProcess, read_topic, send, wait_until
 
 KILLS = int(os.environ.get("STREAMS_TEST_KILLS", "20"))

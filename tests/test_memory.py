@@ -3,6 +3,7 @@
 import asyncio
 import random
 import resource
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,15 +28,19 @@ def test_freed_memory_goes_back_to_the_system_also_from_between_what_is_held() -
     assert len(held) == 11
 
 
+def blocks_of(size: int, number: int) -> list[bytes]:
+    return [bytes(size - sys.getsizeof(b"")) for _ in range(number)]
+
+
 def steps_back(size: int) -> int:
     """Return after how many of 10,000 new blocks of a size comes one with a lower address."""
-    blocks = [bytes(size - 33) for _ in range(10_000)]
+    blocks = blocks_of(size, 10_000)
     return sum(later < earlier for earlier, later in pairwise(map(id, blocks)))
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_free_blocks_are_given_in_the_order_of_their_addresses(size: int) -> None:
-    blocks = [bytes(size - 33) for _ in range(20_000)]
+    blocks = blocks_of(size, 20_000)
     random.Random(size).shuffle(blocks)
     held = [blocks.pop() for _ in range(1_000)]  # what lives on lies among the others
     blocks.clear()
@@ -55,7 +60,10 @@ async def test_while_events_are_counted_all_sizes_are_put_in_order_in_turns(monk
         assert done == []  # nothing is counted
         for turn, size in enumerate([*SIZES, SIZES[0]], 1):
             made.qualify.applied += app.MANY
-            await asyncio.sleep(0.05)
+            async with asyncio.timeout(10):
+                while len(done) < turn:
+                    await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)
             assert (len(done), done[-1]) == (turn, size)
     finally:
         task.cancel()

@@ -6,6 +6,7 @@ another as chance will have it, and all that makes or reads objects waits for me
 """
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
@@ -14,7 +15,7 @@ SIZES: Final[Sequence[int]] = range(48, 129, 16)
 """Of the blocks that texts, keys and records have, in bytes; the allocator has a list of free ones for each."""
 _BYTES: Final = 3 << 20
 """What is put in order of a size: more than a chunk of events has of any. It takes 2 to 8 ms."""
-_OVERHEAD: Final = 33
+_OVERHEAD: Final = sys.getsizeof(b"")
 """Of a bytes object beside what is in it."""
 
 
