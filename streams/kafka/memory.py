@@ -13,8 +13,9 @@ from typing import Final
 
 SIZES: Final[Sequence[int]] = range(48, 129, 16)
 """Of the blocks that texts, keys and records have, in bytes; the allocator has a list of free ones for each."""
-_BYTES: Final = 3 << 20
-"""What is put in order of a size: more than a chunk of events has of any. It takes 2 to 8 ms."""
+_BYTES: Final = 2 << 20
+"""What is put in order of a size: more than a chunk of events has of any. It takes 3 to 10 ms of a busy worker: with
+3 MiB it was up to 16."""
 _OVERHEAD: Final = sys.getsizeof(b"")
 """Of a bytes object beside what is in it."""
 
