@@ -161,11 +161,11 @@ def _made(schedule: _Schedule, start_ms: int) -> Iterator[_Tick]:
 def _packed(tick: _Tick) -> bytes:
     for batch in tick.values():
         batch._build()  # noqa: SLF001  # as the producer does in the end; before it nobody can pickle one
-    return bytes(lz4.compress(pickle.dumps(tick)))
+    return bytes(lz4.compress_block(pickle.dumps(tick)))
 
 
 def _unpacked(packed: bytes) -> _Tick:
-    tick: _Tick = pickle.loads(bytes(lz4.decompress(packed)))
+    tick: _Tick = pickle.loads(lz4.decompress_block(packed))
     return tick
 
 

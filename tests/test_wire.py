@@ -190,6 +190,32 @@ def test_a_broken_record_leaves_its_neighbours_alone_and_keeps_its_place():
     assert [type(event) for event in events] == [Render, Malformed, Malformed, Render]
 
 
+PIECES = ['{"impression_id":"x",', '"campaign_id":"c",', '"ts":1}', '{"impression_id":"y","campaign_id":"c","ts":1}']
+BLANKS = ["\n", "\r\n", " ", "\t"]
+
+
+def id_of(value: bytes) -> str | None:
+    try:
+        event = json.loads(value)
+        return event["impression_id"] if event.keys() == {"impression_id", "campaign_id", "ts"} else None
+    except ValueError:
+        return None
+
+
+@THOROUGH
+@given(st.lists(st.lists(st.sampled_from(PIECES + BLANKS), max_size=5).map("".join), max_size=6))
+@example(["".join(PIECES[:3]), PIECES[3], PIECES[3]])
+@example([PIECES[0], "".join(PIECES[1:3]), PIECES[3]])
+@example([PIECES[0], "".join(PIECES[1:3]) + "\n" + PIECES[3]])
+@example([PIECES[0] + "\n" + PIECES[1] + PIECES[2], PIECES[3]])
+@example([PIECES[3] + PIECES[3], "", PIECES[3]])
+@example([PIECES[3] + "\n" + PIECES[3], ""])
+@example([PIECES[3], PIECES[3] + "\n"])
+def test_records_are_read_each_by_itself_wherever_their_text_is_cut(texts):
+    values = [text.encode() for text in texts]
+    assert [getattr(event, "impression_id", None) for event in decoder("renders")(values)] == [*map(id_of, values)]
+
+
 @THOROUGH
 @given(st.sampled_from(["renders", "viewability", "clicks"]), st.binary(max_size=60))
 @example("renders", b'{"impression_id":')
