@@ -236,9 +236,11 @@ def test_without_scripts_it_is_a_plain_table_with_links_and_a_form(page: Page) -
         assert plain.text("#state") == "as of this moment"
         assert plain.texts("[data-list=rows] [data-text=served]") == [f"{served:,.0f}"]
         plain.driver.find_element(By.CSS_SELECTOR, "th.campaign a").click()
+        wait_until(lambda: "sort=campaign" in plain.driver.current_url, "the link is followed")
         assert plain.texts("th[aria-sort=ascending]") == ["Campaign"]
         plain.driver.find_element(By.ID, "find").clear()
         plain.driver.find_element(By.ID, "find").send_keys("c0", Keys.ENTER)
+        wait_until(lambda: "find=c0" in plain.driver.current_url, "the form is sent")
         assert plain.texts("[data-list=rows] [data-text=campaign]") == [f"c0{n}" for n in range(10)]
         assert "window=1h" in plain.driver.current_url
         assert "sort=campaign" in plain.driver.current_url
