@@ -2,14 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
+import pytest
+from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaConnectionError
 from faust.types import TP
 
 from streams.core.events import RENDERS
 from streams.kafka import tables as module
 from streams.kafka.broker import EmbeddedBroker
+from streams.kafka.reader import Reader
 from streams.kafka.tables import Tables
 from streams.kafka.topics import NoBrokerError
 from streams.kafka.transport import Extent
@@ -55,6 +59,27 @@ async def test_a_recovery_reads_what_kafka_holds_of_the_partitions_that_are_assi
             campaigns.changelog_topic_name: {key(1, b"row"): b"value"},
         },
     }
+
+
+@pytest.mark.parametrize("at", ["start", "end_offsets"])
+async def test_a_reader_that_is_given_up_while_it_starts_leaves_no_client_open(
+    at: str, broker: EmbeddedBroker, topic_prefix: str, monkeypatch: Any
+) -> None:
+    await create_topics(broker.bootstrap, topic_prefix, PARTITIONS)
+    reached = asyncio.Event()
+
+    async def never(*_: Any) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(AIOKafkaConsumer, at, never)
+    reader = Reader(broker.bootstrap, topic_prefix)
+    starting = asyncio.create_task(reader.__aenter__())
+    await reached.wait()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert reader._consumer._closed
 
 
 class Recovering:
@@ -124,6 +149,43 @@ async def test_a_recovery_that_is_given_up_claims_nothing_and_lets_nothing_flow(
     recovering.tables.give_up()
     await recovering.answer()
     assert recovering.claims == []
+    assert (recovering.worker.ready, recovering.worker._consumer.flow_active) == (False, False)
+
+
+@pytest.mark.parametrize("assigned", [[0], [0, 1]], ids=["at the end of reading", "while reading"])
+async def test_a_recovery_that_is_given_up_ends_also_where_a_library_swallows_that(assigned: list[int]) -> None:
+    """So aiokafka's clients do while they are closed: what went on would claim what others own by then."""
+    recovering = Recovering()
+
+    async def closing(numbers: Iterable[int]) -> AsyncIterator[tuple[int, dict[str, dict[bytes, bytes]]]]:
+        for number in sorted(numbers):
+            yield number, recovering.found
+            with suppress(asyncio.CancelledError):
+                await recovering.answers.wait()
+
+    recovering.tables._contents = closing  # type: ignore[method-assign]
+    await recovering.assign(*assigned)
+    assert recovering.taken == [0]
+    recovering.tables.give_up()
+    await recovering.answer()
+    assert (recovering.taken, recovering.claims) == ([0], [])
+    assert (recovering.worker.ready, recovering.worker._consumer.flow_active) == (False, False)
+
+
+async def test_a_recovery_that_is_given_up_while_it_claims_lets_nothing_flow_also_where_that_is_swallowed() -> None:
+    recovering, claiming = Recovering(), asyncio.Event()
+
+    async def claim(extents: Mapping[TP, Extent]) -> None:
+        claiming.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    recovering.tables.claim = claim
+    await recovering.assign(0)
+    recovering.answers.set()
+    await claiming.wait()
+    recovering.tables.give_up()
+    await asyncio.sleep(0.01)
     assert (recovering.worker.ready, recovering.worker._consumer.flow_active) == (False, False)
 
 

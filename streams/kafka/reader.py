@@ -4,7 +4,7 @@ Law: what is read is what lay in the topics when reading began; records that com
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
@@ -70,14 +70,16 @@ class Reader:
             max_partition_fetch_bytes=min(_FETCH_BYTES, _FETCH_BYTES_OF_ALL // (self.partitions * len(self._topics))),
             **self._connection.arguments,
         )
-        try:
-            await self._consumer.start()
-            self._ends = await self._consumer.end_offsets(self._places(range(self.partitions)))
+        async with AsyncExitStack() as unless_started:
+            unless_started.push_async_callback(self._consumer.stop)
+            try:
+                await self._consumer.start()
+                self._ends = await self._consumer.end_offsets(self._places(range(self.partitions)))
+            except (KafkaError, OSError) as error:
+                raise self._gone(type(error).__name__) from None
             at_once = min(_AT_ONCE, max(_AT_LEAST, _AT_ONCE_OF_ALL // len(self._ends)))
             fetch_ahead(self._consumer, take_parsed(at_once))
-        except (KafkaError, OSError) as error:
-            await self._consumer.stop()
-            raise self._gone(type(error).__name__) from None
+            unless_started.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:

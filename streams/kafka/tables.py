@@ -160,10 +160,12 @@ class Tables(TableManager):
         extents = await self._extents(assigned)
         async with aclosing(self._contents({tp.partition for tp in assigned})) as found:
             async for number, contents in found:
+                _end_if_given_up()
                 for topic, content in contents.items():
                     self._changelogs[topic].recovered(content)
                 del content, contents  # as large as the state that it gives: it goes when that is there
                 self.take_over(number)
+        _end_if_given_up()
         give_back_memory()
         await self.claim(extents)
         self.recovery_seconds = monotonic() - since
@@ -171,6 +173,7 @@ class Tables(TableManager):
         if assigned:
             await consumer.perform_seek()
         await app._fetcher.maybe_start()
+        _end_if_given_up()
         # Nothing is awaited from here on: a rebalance finds either a recovery to give up or a flow to stop.
         app.flow_control.resume()
         consumer.resume_flow()
@@ -200,6 +203,16 @@ class Tables(TableManager):
     async def _wait(self, error: Exception) -> None:
         self.log.warning("State cannot be recovered yet: %r", error)
         await asyncio.sleep(_AGAIN_S)
+
+
+def _end_if_given_up() -> None:
+    """Raise CancelledError if this task was cancelled: a client of aiokafka that is being closed swallows that.
+
+    What went on would claim, beside the next recovery, partitions that others own by then.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _content(reader: Reader, number: int, topics: Iterable[str]) -> dict[str, dict[bytes, bytes]]:

@@ -103,7 +103,7 @@ class TopicAdmin:
             raise self._away(error) from None
         try:
             await self._answer(self._client.start())
-        except TopicsError:
+        except BaseException:  # to be cancelled is among them
             await self._client.close()
             raise
         return self
