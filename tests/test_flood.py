@@ -12,6 +12,7 @@ from streams.core.panes import Cell, Series, Touched
 from streams.core.rollup import Head, Partial
 from streams.core.rules import DAY
 from streams.kafka import rollup, turns
+from streams.kafka.qualify import Qualify
 from streams.kafka.topics import PARTIALS
 from streams.kafka.transport import RecordBatch
 from streams.wire.records import encode_partial
@@ -23,6 +24,34 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(turns, "monotonic", lambda: clock.now)
     return clock
+
+
+async def test_between_two_chunks_what_waits_for_one_thing_after_the_other_has_many_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hops = 0
+    at_chunk: list[int] = []
+
+    async def hop() -> None:
+        nonlocal hops
+        while True:
+            hops += 1
+            await asyncio.sleep(0)
+
+    qualify: Any = object.__new__(Qualify)
+    progress = {"renders": SimpleNamespace(stream_time=0)}
+    left = [SimpleNamespace(topic="renders") for _ in range(3)]
+    backlog = SimpleNamespace(next=lambda *_: left.pop() if left else None, is_full=lambda _: True)
+    owned: Any = SimpleNamespace(number=0, advancing=False, backlog=backlog, state=SimpleNamespace(progress=progress))
+    qualify.owned = {0: owned}
+    monkeypatch.setattr(qualify, "is_full", lambda: False)
+    monkeypatch.setattr(qualify, "_apply", lambda *_: at_chunk.append(hops))
+    hopping = asyncio.create_task(hop())
+    await qualify._advance(owned)
+    hopping.cancel()
+    first, second, third = at_chunk
+    assert second - first >= 4
+    assert third - second >= 4
 
 
 async def test_long_work_has_as_long_a_turn_as_all_others_had(clock: SimpleNamespace) -> None:

@@ -28,6 +28,7 @@ from streams.kafka.journal import JournalError, read_journal
 from streams.kafka.tables import PartitionTable
 from streams.kafka.topics import DEAD_LETTERS, PARTIALS
 from streams.kafka.transport import Extent, Flow, RecordBatch
+from streams.kafka.turns import give_way
 from streams.wire.records import (
     Headers,
     encode_claim,
@@ -316,7 +317,7 @@ class Qualify:
             stream_times[chunk.topic] = owned.state.progress[chunk.topic].stream_time
             if not owned.backlog.is_full(chunk.topic):
                 self.flow.resume(self.prefix + chunk.topic, owned.number)
-            await asyncio.sleep(0)
+            await give_way()
         owned.advancing = False
 
     def is_full(self) -> bool:

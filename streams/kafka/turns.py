@@ -13,6 +13,17 @@ _LONGEST_S: Final = 0.05
 """However long others had: after them a scrape may be waiting."""
 
 
+_HOPS: Final = 5
+"""From one task to the next. A commit, what shows it and a scrape are chains of many of them: with one turn after each
+chunk of events, each hop of them would take as long as a chunk."""
+
+
+async def give_way() -> None:
+    """Let all others have some turns."""
+    for _ in range(_HOPS):
+        await asyncio.sleep(0)
+
+
 async def half_the_time(values: Iterable[T]) -> AsyncIterator[T]:
     """Yield values, and let others have their turn whenever this had as long as they had.
 
