@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from io import BytesIO
 from itertools import compress
 from struct import Struct
 from time import monotonic
@@ -141,7 +142,9 @@ class InPlace(AIOKafkaProtocol, asyncio.BufferedProtocol):
         super().__init__(connection._closed_fut, connection._reader, loop=connection._loop)
         self._connection = ref(connection)  # one that nobody has closed has to be able to say so
         self._size = bytearray(4)
-        self._answer: bytearray | None = None
+        self._answer: BytesIO | None = None
+        """What comes after its size. Its bytes are handed on where they lie; those of a bytearray would be copied, and
+        all other threads stand still meanwhile."""
         self._left = memoryview(self._size)
         """Where the next bytes belong."""
         connection._protocol = connection._writer._protocol = self
@@ -158,15 +161,18 @@ class InPlace(AIOKafkaProtocol, asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take note that so many bytes were read; hand an answer on that is whole."""
-        self._left = self._left[nbytes:]
+        read, self._left = self._left, self._left[nbytes:]
         answer = None
         if not self._left:
-            answer = self._answer
-            self._answer = bytearray(int.from_bytes(self._size)) if answer is None else None
-            self._left = memoryview(self._size if self._answer is None else self._answer)
+            for view in (read, self._left):
+                view.release()  # while there is one, an answer is copied when its bytes are asked for
+            answer, self._answer = self._answer, None
+            if answer is None:
+                self._answer = BytesIO(bytes(int.from_bytes(self._size)))
+            self._left = memoryview(self._size) if self._answer is None else self._answer.getbuffer()
         self._await(min(len(self._left), _PART))
         if answer is not None and (connection := self._connection()) is not None:
-            connection._handle_frame(answer)
+            connection._handle_frame(answer.getvalue())
 
     def _await(self, nbytes: int) -> None:
         if self._socket is not None and nbytes != self._awaited:
