@@ -295,6 +295,46 @@ def assert_spoken_in_turn(broker: EmbeddedBroker, prefix: str) -> None:
         epochs[source] = partial.head.epoch
 
 
+LEAVES_S = 5.0
+LONG_SESSION = {"session_timeout": "12s"}
+"""What ends sooner has not waited until Kafka held somebody for dead."""
+
+
+def leaves(worker: WorkerProcess) -> None:
+    code, seconds = worker.terminate()
+    errors = [line for line in worker.log if '"level": "error"' in line and "Group Coordinator Request" not in line]
+    assert (code, seconds < LEAVES_S, errors) == (0, True, []), f"{seconds:.1f} s\n" + "\n".join(worker.log)
+
+
+def test_a_worker_that_is_told_to_stop_at_any_moment_of_its_start_leaves_the_group_to_the_others(
+    broker: EmbeddedBroker,
+    topics: str,  # noqa: F811
+) -> None:
+    with WorkerProcess(broker.bootstrap, topics, **LONG_SESSION) as stays:
+        stays.ready()
+        for tenths in range(15):
+            with WorkerProcess(broker.bootstrap, topics, **LONG_SESSION) as comes:
+                time.sleep(tenths / 10)
+                leaves(comes)
+            wait_until(lambda: stays.metric("streams_partitions_assigned") == PARTITIONS, "all is owned", LEAVES_S)
+        leaves(stays)
+
+
+def test_workers_that_are_told_to_stop_while_a_rebalance_waits_for_a_dead_one_leave_at_once(
+    broker: EmbeddedBroker,
+    topics: str,  # noqa: F811
+) -> None:
+    with WorkerProcess(broker.bootstrap, topics, **LONG_SESSION) as stays:
+        with WorkerProcess(broker.bootstrap, topics, **LONG_SESSION) as dies:
+            stays.ready()
+            dies.ready()
+            dies.kill()
+        with WorkerProcess(broker.bootstrap, topics, **LONG_SESSION) as comes:
+            wait_until(lambda: stays.get("/readyz")[0] == 503, "it waits for the dead one")
+            leaves(comes)
+        leaves(stays)
+
+
 ROUNDS = 20
 MOST = 4
 TAKES_OVER_S = 40.0
@@ -332,7 +372,7 @@ def test_20_rounds_of_workers_that_join_leave_and_die_leave_one_owner_of_everyth
                 else:
                     leaving = workers.pop(random.randrange(len(workers)))
                     if number % 2:
-                        assert leaving.terminate()[0] == 0, leaving.log[-5:]
+                        assert leaving.terminate()[0] == 0, "\n".join(leaving.log[-30:])
                     leaving.kill()
                 wait_until(is_settled, f"every partition and gauge has one owner in round {number}", TAKES_OVER_S)
                 before = sum(map(consumed, workers))

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,11 @@ import faust
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import MessageSizeTooLargeError
 from aiokafka.producer import message_accumulator, sender
+from confluent_kafka.admin import AdminClient
 from faust.app.base import App as FaustApp
 from faust.tables.manager import TableManager
 from faust.transport import consumer as stock
@@ -32,6 +35,7 @@ from streams.kafka.transport import (
     Producer,
     RecordBatch,
     Transport,
+    _end,
 )
 from streams.settings import load
 from tests.conftest import create_topics
@@ -74,7 +78,11 @@ def record(topic: str, partition: int, offset: int, key: bytes = b"k", value: by
         (driver.AIOKafkaConsumerThread, "set_shutdown"),
         (driver.AIOKafkaConsumerThread, "seek_to_committed"),
         (driver.AIOKafkaConsumerThread, "_ensure_consumer"),
+        (driver.AIOKafkaConsumerThread, "on_thread_stop"),
+        (driver.AIOKafkaConsumerThread, "close"),
         (GroupCoordinator, "_do_heartbeat"),
+        (GroupCoordinator, "_send_req"),
+        (GroupCoordinator, "reset_generation"),
         (stock.Consumer, "on_partitions_assigned"),
         (TableManager, "_update_channels"),
         (TableManager, "wait_until_recovery_completed"),
@@ -94,6 +102,12 @@ def test_the_fetcher_still_keeps_what_the_thread_reaches_into() -> None:
     assert "self._request_timeout_ms / 1000" in inspect.getsource(AIOKafkaProducer.send)
     assert "MessageBatch(tp, builder, self._batch_ttl" in inspect.getsource(message_accumulator.MessageAccumulator)
     assert "await self._get_conn(node_id" in inspect.getsource(AIOKafkaClient.ready)
+    assert "self.consumer.close()" in inspect.getsource(FaustApp._on_rebalance_when_stopped)
+    for name in ("_coordination_task", "_heartbeat_task", "_commit_refresh_task"):
+        assert f"self.{name} = create_task(" in inspect.getsource(GroupCoordinator)
+    for name in ("_fetch_task", "_pending_tasks"):
+        assert f"self.{name} = " in inspect.getsource(Fetcher.__init__)
+    assert "self._conns[(node_id, group)]" in inspect.getsource(AIOKafkaClient.send)
     assert "self._do_heartbeat()" in inspect.getsource(GroupCoordinator._heartbeat_routine)
     assert "self._coordinator = GroupCoordinator(" in inspect.getsource(AIOKafkaConsumer.start)
     assert "self._sender.client.send(" in inspect.getsource(sender.BaseHandler)
@@ -109,6 +123,63 @@ def test_a_thread_and_a_worker_that_end_in_any_order_end_in_order() -> None:
     thread._stopped = thread._shutdown = asyncio.Event()
     thread._stopped_set()
     thread.set_shutdown()
+
+
+async def test_a_rebalance_while_a_worker_stops_leaves_its_consumer_to_the_thread_that_works_with_it() -> None:
+    made = worker()
+    made._consumer._thread._consumer = SimpleNamespace(_closed=False)
+    made._app._on_rebalance_when_stopped()
+    assert made._consumer._thread._consumer._closed is False
+
+
+async def test_a_task_that_hands_a_cancellation_on_to_another_is_cancelled_again() -> None:
+    async def swallows_one() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(swallows_one())
+    await asyncio.sleep(0)
+    await _end(task)
+    assert task.cancelled()
+
+
+async def test_a_consumer_leaves_its_group_while_a_fetch_that_failed_waits_to_be_tried_again(
+    broker: EmbeddedBroker, topic_prefix: str
+) -> None:
+    await create_topics(broker.bootstrap, topic_prefix, PARTITIONS)
+    thread = object.__new__(ConsumerThread)
+    thread._consumer = consumer = AIOKafkaConsumer(
+        topic_prefix + RENDERS, group_id=topic_prefix, bootstrap_servers=broker.bootstrap, enable_auto_commit=False
+    )
+    await consumer.start()
+    consumer._fetcher._pending_tasks.add(asyncio.create_task(asyncio.sleep(60)))
+    await thread._leave()
+    assert consumer._coordinator._coordination_task.cancelled(), "it would join again"
+    await consumer.stop()
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    assert admin.describe_consumer_groups([topic_prefix])[topic_prefix].result(30).members == []
+
+
+async def test_a_consumer_that_leaves_before_it_has_heard_by_which_name_it_joins_keeps_nobody_waiting(
+    broker: EmbeddedBroker, topic_prefix: str
+) -> None:
+    await create_topics(broker.bootstrap, topic_prefix, PARTITIONS)
+    settings = {"group_id": topic_prefix, "bootstrap_servers": broker.bootstrap, "heartbeat_interval_ms": 200}
+    async with AIOKafkaConsumer(topic_prefix + RENDERS, **settings):
+        thread = object.__new__(ConsumerThread)
+        thread._consumer = leaves = AIOKafkaConsumer(topic_prefix + RENDERS, session_timeout_ms=30_000, **settings)
+        starting = asyncio.create_task(leaves.start())
+        connections = leaves._client._conns.values
+        async with asyncio.timeout(10):
+            while not any("JoinGroup" in type(sent).__name__ for one in connections() for _, sent, _ in one._requests):
+                await asyncio.sleep(0)
+        assert leaves._coordinator.member_id == ""
+        await thread._leave()
+        starting.cancel()
+        await leaves.stop()
+        async with asyncio.timeout(10), AIOKafkaConsumer(topic_prefix + RENDERS, **settings):
+            pass
 
 
 @pytest.mark.parametrize(

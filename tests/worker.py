@@ -60,8 +60,10 @@ class WorkerProcess:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.kill()
+        if kind is not None:  # pytest shows it beside what failed
+            print(f"the log of a worker ({self._process.returncode}) ends with:", *self.log[-30:], sep="\n")
 
     def ready(self) -> Self:
         wait_until(lambda: self.get("/readyz")[0] == 200, "the worker is ready")

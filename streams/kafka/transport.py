@@ -12,6 +12,8 @@ What is overridden here, and why (versions are pinned in pyproject.toml; tests h
 - `ConsumerThread` notices when an offset is out of range, and `getmany` stops the worker then: aiokafka goes on with
   the oldest record, and says nothing.
 - `ConsumerThread` may end before the worker, and after it: stock code then tells a loop that is closed, and crashes.
+- `ConsumerThread` leaves the group at once when it stops: stock code waits until a rebalance that is under way has
+  ended, and where it hears of one it closes the consumer from another thread, under the hands of this one.
 - `Producer` asks for the lease before each request that writes, so `ConsumerThread` remembers its heartbeats.
 - `back_off` lets clients wait between tries to connect: aiokafka tries on and on.
 - `Producer` keeps records until they are delivered, however long the broker is away: aiokafka gives up in a minute.
@@ -29,7 +31,9 @@ from typing import Any, NamedTuple, Protocol
 
 import faust
 from aiokafka import TopicPartition
+from aiokafka.client import ConnectionGroup
 from aiokafka.errors import KafkaError
+from aiokafka.protocol.group import JoinGroupRequestStruct, LeaveGroupRequest
 from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -45,6 +49,8 @@ A single partition that is behind gives as much at once."""
 
 _LEASE_TICK_S = 0.05
 _ASK_AGAIN_S = 0.5
+_CANCEL_AGAIN_S = 0.1
+_NAMED_WITHIN_S = 1.0
 
 _FOREVER_S = 1e9
 
@@ -144,6 +150,20 @@ def back_off(client: Any) -> None:
     client._get_conn = connect_patiently
 
 
+async def _end(*tasks: "asyncio.Task[Any]") -> None:
+    """Cancel tasks until they have ended: one that waits for another may hand that on, and not hear of it itself."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
+
+
+def _unnamed(connection: Any) -> list["asyncio.Future[Any]"]:
+    """Return the answers to joins that will tell by which id Kafka knows this member: without it, it cannot leave."""
+    sent = ((request, answer) for _, request, answer in connection._requests)
+    return [answer for request, answer in sent if isinstance(request, JoinGroupRequestStruct) and not request.member_id]
+
+
 class ConsumerThread(driver.AIOKafkaConsumerThread):
     """Faust's thread that fetches: ahead of what is applied, and what it fetched is handed on unparsed.
 
@@ -189,6 +209,36 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             return is_member
 
         coordinator._do_heartbeat = beat_and_remember
+
+    def close(self) -> None:
+        """Do nothing: `on_thread_stop` closes the consumer."""
+
+    async def on_thread_stop(self) -> None:
+        """Leave the group and close the consumer, when nothing that was called here is at work any more."""
+        await self.method_queue.stop()
+        if self._consumer is not None and self._consumer._coordinator is not None:
+            await self._leave()
+        await super().on_thread_stop()
+
+    async def _leave(self) -> None:
+        """Leave the group without waiting for a rebalance, which ends when Kafka holds those for dead that are.
+
+        aiokafka waits; and leaving in its first one, it would not tell, and the others would wait for this one.
+        """
+        client, fetcher, coordinator = self._consumer._client, self._consumer._fetcher, self._consumer._coordinator
+        connection = client._conns.get((coordinator.coordinator_id, ConnectionGroup.COORDINATION))
+        if connection is not None and (unnamed := _unnamed(connection)):
+            await asyncio.wait(unnamed, timeout=_NAMED_WITHIN_S)
+        await _end(coordinator._coordination_task, fetcher._fetch_task)
+        started = (coordinator._heartbeat_task, coordinator._commit_refresh_task, *fetcher._pending_tasks)
+        await _end(*filter(None, started))
+        fetcher._pending_tasks.clear()
+        if connection is not None and connection._requests:
+            connection.close()  # Kafka reads no more of it before it has answered what came on it
+        if coordinator.member_id:
+            with suppress(KafkaError):
+                await coordinator._send_req(LeaveGroupRequest(coordinator.group_id, coordinator.member_id))
+            coordinator.reset_generation()
 
     def _note_lost(self, assignment: Any, request: Any) -> None:
         """Take note of what was asked for out of range of what there is: it is about to be sought elsewhere."""
