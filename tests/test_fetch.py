@@ -31,6 +31,8 @@ from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.fetch import (
     BEHIND,
     BEHIND_WAIT_MS,
+    BULK_BYTES,
+    BULK_WAIT_MS,
     LOOK_S,
     UNBOUNDED,
     InPlace,
@@ -41,7 +43,7 @@ from streams.kafka.fetch import (
     take_parsed,
     take_unparsed,
 )
-from streams.kafka.transport import FETCH_WAIT_MS
+from streams.kafka.transport import FETCH_BYTES, FETCH_WAIT_MS
 from tests.conftest import create_topics
 from tests.worker import send
 
@@ -76,7 +78,8 @@ def test_aiokafka_still_keeps_what_is_reached_into() -> None:
     assert "assert tp not in self._records" in source(fetcher.Fetcher._set_error)
     assert "await self._client.send(node_id, request)" in process
     assert "MemoryRecords(part_data[-1])" in process
-    assert "self._max_wait_ms" in source(fetch.FetchRequest.build)
+    for name in ("_max_wait_ms", "_min_bytes"):
+        assert f"self.{name}" in source(fetch.FetchRequest.build)
     assert "await self._get_conn(node_id" in source(AIOKafkaClient.ready)
     connect = source(AIOKafkaConnection.connect)
     assert "self._closed_fut = create_future()" in connect
@@ -168,6 +171,30 @@ async def test_a_fetch_for_others_waits_briefly_while_a_partition_with_records_l
         request = SimpleNamespace(_max_wait_ms=FETCH_WAIT_MS)
         await one._proc_fetch_request(assignment, 7, request)
         assert request._max_wait_ms == wait
+
+
+@pytest.mark.parametrize(
+    ("in_bulk", "highwater", "waits"),
+    [
+        pytest.param(True, 7, (BULK_BYTES, BULK_WAIT_MS), id="all was fetched"),
+        pytest.param(True, 8, (FETCH_BYTES, FETCH_WAIT_MS), id="an answer was full"),
+        pytest.param(True, None, (FETCH_BYTES, FETCH_WAIT_MS), id="nothing is known"),
+        pytest.param(False, 7, (FETCH_BYTES, FETCH_WAIT_MS), id="there is time"),
+    ],
+)
+async def test_in_bulk_a_fetch_waits_for_more_but_not_while_more_is_there(
+    in_bulk: bool, highwater: int | None, waits: tuple[int, int]
+) -> None:
+    async def answer(assignment: Any, node: int, request: Any) -> bool:
+        return True
+
+    one = SimpleNamespace(_records={}, _proc_fetch_request=answer, _get_actions_per_node=None, _in_flight={7})
+    fetch_ahead(consumer_of(one), take_unparsed, in_bulk=lambda: in_bulk)
+    topics = [("renders", [(0, 7, 1)])]
+    request = SimpleNamespace(topics=topics, _min_bytes=FETCH_BYTES, _max_wait_ms=FETCH_WAIT_MS)
+    assignment = SimpleNamespace(state_value={TP("renders", 0): state_of(7, highwater)}.get)
+    await one._proc_fetch_request(assignment, 7, request)
+    assert (request._min_bytes, request._max_wait_ms) == waits
 
 
 def requests_of(*asked: tuple[int, str, int]) -> list[tuple[int, Any]]:

@@ -24,6 +24,7 @@ from faust.types import TP
 
 from streams.core.campaigns import Campaigns
 from streams.core.events import RENDERS, TOPICS
+from streams.kafka import app, transport
 from streams.kafka.app import PLENTY, Worker
 from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.fetch import Batches
@@ -193,6 +194,43 @@ def test_many_events_are_shown_twice_as_often_by_a_worker_that_is_up_to_date_and
     made.qualify.gathered = gathered
     monkeypatch.setattr(made, "up_to_date", lambda: is_current)
     assert made._interval_s(busy) == interval_s
+
+
+@pytest.mark.parametrize(("used", "in_bulk"), [(0.74, False), (0.75, True)])
+async def test_a_worker_that_has_no_time_left_fetches_in_bulk(
+    monkeypatch: pytest.MonkeyPatch, used: float, in_bulk: bool
+) -> None:
+    made = worker()
+
+    async def stop(_: float) -> None:
+        made._app._stopped.set()
+        monkeypatch.setattr(app, "monotonic", lambda: 1.0)
+        monkeypatch.setattr(app, "thread_time", lambda: used)
+
+    monkeypatch.setattr(app, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(app, "thread_time", lambda: 0.0)
+    monkeypatch.setattr(made._app, "sleep", stop)
+    made._consumer.fetch_in_bulk(not in_bulk)
+    await made._commit_qualify()
+    assert made._consumer._thread.in_bulk is in_bulk
+
+
+async def test_what_fetches_hears_while_it_runs_whether_it_fetches_in_bulk(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start(_: Any) -> None:
+        pass
+
+    told: list[Any] = []
+    monkeypatch.setattr(driver.AIOKafkaConsumerThread, "on_start", start)
+    monkeypatch.setattr(transport, "fetch_ahead", lambda *arguments: told.extend(arguments))
+    made = worker()
+    thread = made._consumer._thread
+    client = SimpleNamespace(_get_conn=None)
+    thread._consumer = SimpleNamespace(_client=client, _coordinator=SimpleNamespace(_do_heartbeat=None))
+    await thread.on_start()
+    in_bulk = told[-1]
+    assert not in_bulk()
+    made._consumer.fetch_in_bulk(True)
+    assert in_bulk()
 
 
 async def test_the_state_that_is_read_still_exists_on_a_consumer_and_a_producer() -> None:

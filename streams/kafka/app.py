@@ -41,8 +41,8 @@ PLENTY: Final = 4_000
 """A worker that is up to date shows so many events in half of the interval: a commit of fewer would cost a recovery as
 much to read, and of one that catches up nobody waits for the gauges."""
 BUSY: Final = 0.75
-"""Which share of its time a worker counts that has none left for more commits: what one takes is nearly the same,
-however many events are in it."""
+"""Which share of its time a worker counts that has none left for more commits, nor for fetches of few records: what
+one takes is nearly the same, however many events are in it."""
 ADVANCE_S: Final = 0.1
 PROBE_S: Final = 1.0
 REACHABLE_FOR_S: Final = 5.0
@@ -238,6 +238,7 @@ class Worker:
                     self._on_commit(monotonic() - started)
             await self._app.sleep(_pause_s(self._interval_s(busy), monotonic() - started, self.qualify.gathering_s))
             busy = (thread_time() - used) / (monotonic() - started)
+            self._consumer.fetch_in_bulk(busy >= BUSY)
 
     def _interval_s(self, busy: float) -> float:
         """Return how far apart commits are; `busy` is which share of the time since the last one this thread had."""

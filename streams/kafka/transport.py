@@ -175,6 +175,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     """When the newest heartbeat was sent that the group answered well."""
     lost: Lost | None = None
     """What could not be read on, if there was anything."""
+    in_bulk = False
+    """Whether fetches wait for more."""
     _seeking = False
     """Whether partitions are on their way to their beginning, as nothing is committed of them."""
 
@@ -197,7 +199,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """Start the consumer, and let its fetcher hand out what it fetched."""
         await super().on_start()
         back_off(self._consumer._client)
-        fetch_ahead(self._consumer, take_unparsed, self._note_lost)
+        fetch_ahead(self._consumer, take_unparsed, self._note_lost, lambda: self.in_bulk)
         coordinator = self._consumer._coordinator
         beat = coordinator._do_heartbeat
 
@@ -365,6 +367,10 @@ class Consumer(driver.Consumer):
             tp=tp,
             generation_id=self.app.consumer_generation_id,
         )
+
+    def fetch_in_bulk(self, in_bulk: bool) -> None:
+        """Let fetches wait for more from now on, or for no more than ever: less work, but shown later."""
+        self._thread.in_bulk = in_bulk
 
     async def _seek_back(self) -> None:
         """Return to the committed offsets: what was just fetched while the flow was stopped would be lost."""
