@@ -1,6 +1,7 @@
 """The batch transport: what it overrides of Faust, and that the private parts it uses are still there."""
 
 import asyncio
+import gc
 import inspect
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,8 +10,8 @@ from typing import Any
 
 import faust
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.client import AIOKafkaClient
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import MessageSizeTooLargeError
@@ -82,6 +83,7 @@ def record(topic: str, partition: int, offset: int, key: bytes = b"k", value: by
         (driver.AIOKafkaConsumerThread, "on_thread_stop"),
         (driver.AIOKafkaConsumerThread, "close"),
         (GroupCoordinator, "_do_heartbeat"),
+        (GroupCoordinator, "_do_commit_offsets"),
         (GroupCoordinator, "_send_req"),
         (GroupCoordinator, "reset_generation"),
         (stock.Consumer, "on_partitions_assigned"),
@@ -110,6 +112,7 @@ def test_the_fetcher_still_keeps_what_the_thread_reaches_into() -> None:
         assert f"self.{name} = " in inspect.getsource(Fetcher.__init__)
     assert "self._conns[(node_id, group)]" in inspect.getsource(AIOKafkaClient.send)
     assert "self._do_heartbeat()" in inspect.getsource(GroupCoordinator._heartbeat_routine)
+    assert "asyncio.shield(self._do_commit_offsets(" in inspect.getsource(GroupCoordinator.commit_offsets)
     assert "self._coordinator = GroupCoordinator(" in inspect.getsource(AIOKafkaConsumer.start)
     assert "self._sender.client.send(" in inspect.getsource(sender.BaseHandler)
     assert "fetch_max_wait_ms=self._fetch_max_wait_ms" in inspect.getsource(AIOKafkaConsumer.start)
@@ -183,6 +186,32 @@ async def test_a_consumer_that_leaves_before_it_has_heard_by_which_name_it_joins
             pass
 
 
+async def test_a_consumer_that_leaves_while_a_commit_waits_for_its_answer_leaves_no_failure_that_nobody_hears_of(
+    broker: EmbeddedBroker, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create_topics(broker.bootstrap, topic_prefix, PARTITIONS)
+    thread = worker()._consumer._thread
+    thread._consumer = consumer = AIOKafkaConsumer(
+        topic_prefix + RENDERS, group_id=topic_prefix, bootstrap_servers=broker.bootstrap, enable_auto_commit=False
+    )
+    monkeypatch.setattr(driver.AIOKafkaConsumerThread, "on_start", lambda _: consumer.start())
+    await thread.on_start()
+    unheard: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context["message"]))
+    connection = consumer._client._conns[(consumer._coordinator.coordinator_id, ConnectionGroup.COORDINATION)]
+    connection._writer.transport.pause_reading()
+    committing = asyncio.create_task(consumer.commit({TopicPartition(topic_prefix + RENDERS, 0): 0}))
+    async with asyncio.timeout(10):
+        while not any("OffsetCommit" in type(sent).__name__ for _, sent, _ in connection._requests):
+            await asyncio.sleep(0)
+    committing.cancel()  # as each call of a thread that ends is
+    await asyncio.wait([committing])
+    await thread._leave()
+    await consumer.stop()
+    gc.collect()
+    assert unheard == []
+
+
 @pytest.mark.parametrize(
     ("gathered", "is_current", "busy", "interval_s"),
     [(PLENTY, True, 0.7, 0.1), (PLENTY - 1, True, 0.7, 0.2), (PLENTY, False, 0.7, 0.2), (PLENTY, True, 0.8, 0.2)],
@@ -224,8 +253,8 @@ async def test_what_fetches_hears_while_it_runs_whether_it_fetches_in_bulk(monke
     monkeypatch.setattr(transport, "fetch_ahead", lambda *arguments: told.extend(arguments))
     made = worker()
     thread = made._consumer._thread
-    client = SimpleNamespace(_get_conn=None)
-    thread._consumer = SimpleNamespace(_client=client, _coordinator=SimpleNamespace(_do_heartbeat=None))
+    client, coordinator = SimpleNamespace(_get_conn=None), SimpleNamespace(_do_heartbeat=None, _do_commit_offsets=None)
+    thread._consumer = SimpleNamespace(_client=client, _coordinator=coordinator)
     await thread.on_start()
     in_bulk = told[-1]
     assert not in_bulk()

@@ -177,6 +177,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     """What could not be read on, if there was anything."""
     in_bulk = False
     """Whether fetches wait for more."""
+    _committing: "asyncio.Task[Any] | None" = None
+    """The newest request that commits offsets: aiokafka lets it go on when who waits for it is cancelled."""
     _seeking = False
     """Whether partitions are on their way to their beginning, as nothing is committed of them."""
 
@@ -201,7 +203,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         back_off(self._consumer._client)
         fetch_ahead(self._consumer, take_unparsed, self._note_lost, lambda: self.in_bulk)
         coordinator = self._consumer._coordinator
-        beat = coordinator._do_heartbeat
+        beat, commit = coordinator._do_heartbeat, coordinator._do_commit_offsets
 
         async def beat_and_remember() -> bool:
             sent_at = monotonic()
@@ -210,7 +212,11 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                 self.heard_at = sent_at
             return is_member
 
-        coordinator._do_heartbeat = beat_and_remember
+        async def commit_in_sight(*what: Any) -> None:
+            self._committing = asyncio.current_task()
+            await commit(*what)
+
+        coordinator._do_heartbeat, coordinator._do_commit_offsets = beat_and_remember, commit_in_sight
 
     def close(self) -> None:
         """Do nothing: `on_thread_stop` closes the consumer."""
@@ -228,6 +234,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         aiokafka waits; and leaving in its first one, it would not tell, and the others would wait for this one.
         """
         client, fetcher, coordinator = self._consumer._client, self._consumer._fetcher, self._consumer._coordinator
+        if self._committing is not None:
+            await _end(self._committing)  # nobody would hear how it fails
         connection = client._conns.get((coordinator.coordinator_id, ConnectionGroup.COORDINATION))
         if connection is not None and (unnamed := _unnamed(connection)):
             await asyncio.wait(unnamed, timeout=_NAMED_WITHIN_S)
