@@ -15,6 +15,9 @@ from tests.logs import render
 from tests.worker import WorkerProcess, read_topic, send, wait_until
 
 COUNT, GONE = 100, 60
+SESSION = {"session_timeout": "60s"}
+LEAVES_S = 30.0
+"""Who ends sooner has not waited until Kafka held the one before it for dead, which has left though it failed."""
 
 
 @pytest.fixture
@@ -30,7 +33,9 @@ def renders(start: int, stop: int) -> Iterator[tuple[str, dict[str, object]]]:
 
 def last_words(worker: WorkerProcess) -> str:
     """What a worker says that ends with 1."""
+    began = time.monotonic()
     assert worker.wait() == 1
+    assert time.monotonic() - began < LEAVES_S, "\n".join(worker.log)
     assert not any("Traceback" in line for line in worker.log), "\n".join(worker.log)
     return worker.log[-1]
 
@@ -44,7 +49,7 @@ def asleep(worker: WorkerProcess) -> None:
 def test_what_retention_deletes_under_a_running_worker_stops_it_until_the_loss_is_accepted(
     broker: EmbeddedBroker, topics: str
 ) -> None:
-    with WorkerProcess(broker.bootstrap, topics, session_timeout="60s") as worker:
+    with WorkerProcess(broker.bootstrap, topics, **SESSION) as worker:
         send(broker.bootstrap, topics + "renders", renders(0, 10))
         wait_until(lambda: worker.totals().get("c") == (10, 0, 0), "ten are counted")
         asleep(worker)
@@ -61,7 +66,7 @@ def test_what_retention_deletes_under_a_running_worker_stops_it_until_the_loss_i
 def test_a_topic_that_is_created_anew_under_a_running_worker_stops_it_and_is_not_counted_on(
     broker: EmbeddedBroker, topics: str
 ) -> None:
-    with WorkerProcess(broker.bootstrap, topics, session_timeout="60s") as worker:
+    with WorkerProcess(broker.bootstrap, topics, **SESSION) as worker:
         send(broker.bootstrap, topics + "renders", renders(0, COUNT))
         wait_until(lambda: worker.totals().get("c") == (COUNT, 0, 0), "all are counted")
         asleep(worker)

@@ -136,6 +136,27 @@ async def test_a_rebalance_while_a_worker_stops_leaves_its_consumer_to_the_threa
     assert made._consumer._thread._consumer._closed is False
 
 
+async def test_a_worker_that_crashed_asks_its_thread_which_ends_by_itself_for_no_commit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = worker()
+    asked: list[Any] = []
+
+    async def commit(offsets: Any) -> bool:
+        asked.append(offsets)
+        return True
+
+    monkeypatch.setattr(made._consumer._thread, "commit", commit)
+    made._consumer._thread._consumer = SimpleNamespace(assignment=lambda: {TP("renders", 0)})
+    made._consumer.done("renders", 0, 7)
+    await made._consumer.wait_empty()
+    assert asked == [{TP("renders", 0): 7}]
+    made._app._crashed.set()
+    made._consumer.done("renders", 0, 8)
+    await made._consumer.wait_empty()
+    assert len(asked) == 1
+
+
 async def test_a_task_that_hands_a_cancellation_on_to_another_is_cancelled_again() -> None:
     async def swallows_one() -> None:
         with suppress(asyncio.CancelledError):

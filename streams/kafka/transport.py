@@ -5,6 +5,8 @@ What is overridden here, and why (versions are pinned in pyproject.toml; tests h
 - `Consumer.getmany` hands a poll's records of a partition on as one message: stock Faust spends 80 us a record.
 - `Consumer.on_partitions_revoked` gives a recovery up, and lets what was applied be committed before stock code forgets
   it.
+- `Consumer.wait_empty` does not wait in a worker that crashed: stock code is cancelled there, and does not leave the
+  group.
 - `Consumer.ack` never decides what is committed: stock code acknowledges events that it skips in a rebalance.
   Offsets are committed up to what `done` was told, and nothing else.
 - `ConsumerThread.seek_to_committed` seeks partitions without a committed offset too: aiokafka leaves them where they
@@ -13,7 +15,8 @@ What is overridden here, and why (versions are pinned in pyproject.toml; tests h
   the oldest record, and says nothing.
 - `ConsumerThread` may end before the worker, and after it: stock code then tells a loop that is closed, and crashes.
 - `ConsumerThread` leaves the group at once when it stops: stock code waits until a rebalance that is under way has
-  ended, and where it hears of one it closes the consumer from another thread, under the hands of this one.
+  ended, and where it hears of one it closes the consumer from another thread, under the hands of this one. It ends a
+  commit that is on its way: stock code lets that fail, and nobody hears of it.
 - `Producer` asks for the lease before each request that writes, so `ConsumerThread` remembers its heartbeats.
 - `back_off` lets clients wait between tries to connect: aiokafka tries on and on.
 - `Producer` keeps records until they are delivered, however long the broker is away: aiokafka gives up in a minute.
@@ -388,6 +391,14 @@ class Consumer(driver.Consumer):
             self.log.debug("no seek during a rebalance: %s", error)
 
     # --- losing partitions -------------------------------------------------------------------------------------------
+
+    async def wait_empty(self) -> None:
+        """Let agents finish and commit, unless the worker crashed: it leaves what was not committed to be read again.
+
+        The thread ends by itself then, and cancels who asks it to commit: he would end without having left the group.
+        """
+        if not self.app.crashed:
+            await super().wait_empty()
 
     async def drain(self) -> None:
         """Stop the flow, let agents finish what they are applying, and commit it."""
