@@ -246,6 +246,15 @@ def test_many_events_are_shown_twice_as_often_by_a_worker_that_is_up_to_date_and
     assert made._interval_s(busy) == interval_s
 
 
+async def test_a_stage_that_has_sixteen_batches_to_do_is_given_no_more() -> None:
+    for stage in worker()._app.agents.values():
+        queue = stage.channel.clone(is_iterator=True).queue
+        for number in range(16):
+            assert not queue.full()
+            queue.put_nowait(number)
+        assert queue.full()
+
+
 @pytest.mark.parametrize(("used", "in_bulk"), [(0.74, False), (0.75, True)])
 async def test_a_worker_that_has_no_time_left_fetches_in_bulk(
     monkeypatch: pytest.MonkeyPatch, used: float, in_bulk: bool

@@ -54,7 +54,9 @@ ORDER_S: Final = 0.5
 MANY: Final = 50_000
 """Memory is put in order a size each so many events, and not more often than that: a hundredth of what they take."""
 STOP_S: Final = 8.0
-_QUEUED_BATCHES: Final = 4
+_QUEUED_BATCHES: Final = 16
+"""Batches of up to 1 MiB that wait for a stage: with more of them nothing is taken from who fetches. With fewer,
+partials would wait that come behind a batch of each topic partition."""
 
 
 class _App(faust.App):
@@ -75,6 +77,7 @@ def _faust_app(settings: Settings, connection: Connection, partitions: int) -> A
         topic_disable_leader=True,
         table_standby_replicas=0,
         stream_wait_empty=True,
+        stream_buffer_maxsize=_QUEUED_BATCHES,  # what a topic is told of it is lost
         stream_publish_on_commit=False,
         broker_commit_interval=1.0,
         broker_session_timeout=settings.session_timeout / 1000,
@@ -174,7 +177,7 @@ class Worker:
             await run(stream.noack().events())
 
         self._app.agent(
-            self._app.topic(*topics, schema=BatchSchema(), maxsize=_QUEUED_BATCHES),
+            self._app.topic(*topics, schema=BatchSchema()),
             name=name,
             concurrency=1,
             supervisor_strategy=CrashingSupervisor,
