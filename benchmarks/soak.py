@@ -121,11 +121,12 @@ def measure(options: argparse.Namespace) -> Soak:
 def _samples(one: Worker, start_s: float, seconds: int) -> list[Sample]:
     samples = []
     while (at_s := time.monotonic() - start_s) < seconds:
+        held = descriptors(one.pid)  # before a page is read, whose connection may be open for a moment longer
         page = one.page()
         if at_s > 0:
             remembered = int(page.total("streams_remembered_impressions"))
             lag = int(page.total("streams_consumer_lag"))
-            samples.append(Sample(at_s, resident_mib(one.pid), descriptors(one.pid), remembered, lag))
+            samples.append(Sample(at_s, resident_mib(one.pid), held, remembered, lag))
         time.sleep(max(0.2, seconds / _SAMPLES))
     return samples
 
