@@ -31,6 +31,8 @@ EVENTS_A_RENDER: Final = 2
 """The render, 19 views of 20, and the twentieth of duplicates."""
 RENDERS_A_SECOND: Final = 5_000
 """Of event time: what the load looks like to the counting, however fast it is sent."""
+AT_MOST_S: Final = 3_000
+"""Of event time: a longer load would have left the window of an hour, and what is remembered, before its end."""
 
 _CHUNK: Final = 4_096
 _NO_VIEW, _NOT_VIEWABLE, _VIEWABLE = range(3)
@@ -111,8 +113,12 @@ class Load(NamedTuple):
     """Number of the first one: loads of many campaigns have none in common if their numbers do not meet."""
 
     @classmethod
-    def until_now(cls, renders: int, renders_a_second: int = RENDERS_A_SECOND, **more: Any) -> "Load":
-        """Return a load that ends now, in the middle of a pane: all partitions end in the same one."""
+    def until_now(cls, renders: int, renders_a_second: int | None = None, **more: Any) -> "Load":
+        """Return a load that ends now, in the middle of a pane: all partitions end in the same one.
+
+        Without a rate of its own it has RENDERS_A_SECOND, or as many as let it last for AT_MOST_S.
+        """
+        renders_a_second = renders_a_second or max(RENDERS_A_SECOND, -(-renders // AT_MOST_S))
         end_ms = pane_of(int(time.time() * 1000)) - PANE_MS // 2
         return cls(renders, end_ms - renders * 1000 // renders_a_second, renders_a_second=renders_a_second, **more)
 
