@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection, AIOKafkaProtocol
 from aiokafka.consumer import fetcher
@@ -43,7 +43,7 @@ from streams.kafka.fetch import (
     take_parsed,
     take_unparsed,
 )
-from streams.kafka.transport import FETCH_BYTES, FETCH_WAIT_MS
+from streams.kafka.transport import FETCH_BYTES, FETCH_WAIT_MS, PARTITION_BYTES
 from tests.conftest import create_topics
 from tests.worker import send
 
@@ -428,6 +428,25 @@ async def test_a_consumer_reads_all_its_answers_in_place_and_ends_in_order(
     assert [type(connection._protocol) for connection in connections] == [InPlace] * len(connections)
     await consumer.stop()
     assert all(connection._closed_fut.done() for connection in connections)
+
+
+async def test_a_fetch_gives_two_of_the_largest_batches_that_are_sent(
+    broker: EmbeddedBroker, topic_prefix: str
+) -> None:
+    await create_topics(broker.bootstrap, topic_prefix, 1)
+    place = TopicPartition(topic_prefix + RENDERS, 0)
+    async with AIOKafkaProducer(bootstrap_servers=broker.bootstrap, max_batch_size=1 << 20) as producer:
+        for value in (b"a", b"b"):
+            await producer.send_and_wait(place.topic, value * ((1 << 20) - 200), partition=0)  # less than its header
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest", max_partition_fetch_bytes=PARTITION_BYTES
+    )
+    await consumer.start()
+    fetch_ahead(consumer, take_unparsed)
+    consumer.assign([place])
+    (taken,) = (await consumer.getmany(timeout_ms=10_000))[place]
+    await consumer.stop()
+    assert [record.value[:1] for record in taken.records()] == [b"a", b"b"]
 
 
 def batch_of(values: Sequence[bytes], magic: int = 2) -> bytes:

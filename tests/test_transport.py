@@ -31,6 +31,7 @@ from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.fetch import Batches
 from streams.kafka.tables import Outbox, PartitionTable, Tables
 from streams.kafka.transport import (
+    PARTITION_BYTES,
     BatchSchema,
     Consumer,
     ConsumerThread,
@@ -117,6 +118,8 @@ def test_the_fetcher_still_keeps_what_the_thread_reaches_into() -> None:
     assert "self._sender.client.send(" in inspect.getsource(sender.BaseHandler)
     assert "fetch_max_wait_ms=self._fetch_max_wait_ms" in inspect.getsource(AIOKafkaConsumer.start)
     assert "fetch_min_bytes=self._fetch_min_bytes" in inspect.getsource(AIOKafkaConsumer.start)
+    assert "=conf.consumer_max_fetch_size" in inspect.getsource(driver.AIOKafkaConsumerThread._create_worker_consumer)
+    assert worker()._app.conf.consumer_max_fetch_size == PARTITION_BYTES
 
 
 def test_a_thread_and_a_worker_that_end_in_any_order_end_in_order() -> None:

@@ -28,7 +28,7 @@ from streams.kafka.qualify import Qualify, partitions_changed
 from streams.kafka.rollup import RollupStage
 from streams.kafka.tables import Outbox, PartitionTable, Tables
 from streams.kafka.topics import CAMPAIGNS, JOURNAL, PARTIALS
-from streams.kafka.transport import BatchSchema, Consumer
+from streams.kafka.transport import PARTITION_BYTES, BatchSchema, Consumer
 from streams.settings import Settings
 
 ROLLUP_COMMIT_S: Final = 1.0
@@ -55,8 +55,8 @@ MANY: Final = 50_000
 """Memory is put in order a size each so many events, and not more often than that: a hundredth of what they take."""
 STOP_S: Final = 8.0
 _QUEUED_BATCHES: Final = 16
-"""Batches of up to 1 MiB that wait for a stage: with more of them nothing is taken from who fetches. With fewer,
-partials would wait that come behind a batch of each topic partition."""
+"""Each is what was fetched of a partition, up to PARTITION_BYTES. So many wait for a stage: with more of them nothing is
+taken from who fetches. With fewer, partials would wait that come behind one of each topic partition."""
 
 
 class _App(faust.App):
@@ -84,7 +84,7 @@ def _faust_app(settings: Settings, connection: Connection, partitions: int) -> A
         broker_heartbeat_interval=settings.session_timeout / 6000,
         broker_request_timeout=60.0,
         consumer_auto_offset_reset="earliest",
-        consumer_max_fetch_size=1 << 20,
+        consumer_max_fetch_size=PARTITION_BYTES,
         producer_acks=-1,
         producer_linger=0,
         producer_request_timeout=60.0,

@@ -49,6 +49,10 @@ FETCH_WAIT_MS = 50
 FETCH_BYTES = 1 << 20
 """How much the broker waits for, up to that long: a batch of few records costs three times as much for each of them.
 A single partition that is behind gives as much at once."""
+PARTITION_BYTES = 2 << 20
+"""What a fetch gives of a partition at most. Kafka gives whole batches, and a producer's may have 1 MiB: with room for
+less than two of them a worker gets one batch a fetch, however many lie there, and is late for good by those that lay
+there once."""
 
 _LEASE_TICK_S = 0.05
 _ASK_AGAIN_S = 0.5
