@@ -55,8 +55,8 @@ MANY: Final = 50_000
 """Memory is put in order a size each so many events, and not more often than that: a hundredth of what they take."""
 STOP_S: Final = 8.0
 _QUEUED_BATCHES: Final = 16
-"""Each is what was fetched of a partition, up to PARTITION_BYTES. So many wait for a stage: with more of them nothing is
-taken from who fetches. With fewer, partials would wait that come behind one of each topic partition."""
+"""Each is what was fetched of a partition, up to PARTITION_BYTES. So many wait for a stage: with more, nothing is taken
+from who fetches. With fewer, partials would wait that come behind one of each topic partition."""
 
 
 class _App(faust.App):
