@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from benchmarks import peers
 from benchmarks.load import Load, Truth, produce
 from benchmarks.pace import Pace, pace
-from benchmarks.processes import create_topics, started, worker
+from benchmarks.processes import create_topics, room_for, started, worker
 from benchmarks.report import column, exact_line, median, spread
 from streams.kafka.broker import EmbeddedBroker
 
@@ -81,7 +81,7 @@ def _measure(options: argparse.Namespace, result: Result) -> None:
             prefix = f"run{number}-"
             asyncio.run(create_topics(broker.bootstrap, prefix, options.partitions))
             truth = produce(broker.bootstrap, prefix, load)
-            with worker(broker, prefix) as one:
+            with worker(broker, prefix, max_remembered=room_for(load.renders)) as one:
                 result.workers.append(pace(broker, [one], truth))
             result.floors.append(_floor(broker, prefix, truth))
             result.stocks.append(_stock(broker, f"sample{number}-", options.partitions))

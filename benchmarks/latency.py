@@ -23,8 +23,19 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from benchmarks.load import EVENTS_A_RENDER
 from benchmarks.pace import settles
-from benchmarks.processes import Worker, cpu_s, create_topics, hold_to_one_core, line_of, peak_mib, started, worker
+from benchmarks.processes import (
+    Worker,
+    cpu_s,
+    create_topics,
+    hold_to_one_core,
+    line_of,
+    peak_mib,
+    room_for,
+    started,
+    worker,
+)
 from benchmarks.report import column, exact_line, spread
 from benchmarks.scrape import SCRAPES, scrapes_of
 from benchmarks.sender import Sent, probe_campaign, probe_times, truth_of
@@ -120,7 +131,8 @@ def measure(options: argparse.Namespace) -> list[Phase]:
                 for slow in dict.fromkeys((0, options.slow_scrapes)):
                     prefix = f"rate{rate}-run{number}-beside{slow}-"
                     asyncio.run(create_topics(broker.bootstrap, prefix, options.partitions))
-                    with worker(broker, prefix) as one:
+                    room = room_for(rate * options.seconds // EVENTS_A_RENDER)
+                    with worker(broker, prefix, max_remembered=room) as one:
                         one.recovered()
                         beside = ("-m", "benchmarks.slow", one.url, str(slow))
                         with started(*beside, broker=broker, prefix=prefix) if slow else nullcontext():

@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks.page import Page
 from streams.kafka.broker import EmbeddedBroker
 from streams.kafka.topics import TopicAdmin, all_topics
+from streams.settings import Settings
 
 _CLOCK = os.sysconf("SC_CLK_TCK")
 _START_S = 300.0
@@ -80,6 +81,11 @@ def worker(broker: EmbeddedBroker, prefix: str, *, module: str = "streams.cli", 
     command = ("-m", module, "worker", "--http-port", "0")
     with started(*command, broker=broker, prefix=prefix, **settings) as process:
         yield Worker(process)
+
+
+def room_for(impressions: int) -> str:
+    """Return a STREAMS_MAX_REMEMBERED that a load stays below: a worker that is full pauses its input."""
+    return str(max(Settings().max_remembered, impressions * 6 // 5))
 
 
 def url_of(process: "subprocess.Popen[str]") -> str:
