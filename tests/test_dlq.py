@@ -119,7 +119,8 @@ def test_letters_are_listed_and_shown_as_they_came_and_what_would_be_refused_aga
     ahead = json.dumps(render("ahead", ts + 15 * MIN)).encode()
     with WorkerProcess(desk.bootstrap, desk.prefix) as worker:
         send(desk.bootstrap, desk.prefix + "renders", [("v", broken), ("v", ahead), ("v", good(1, ts))])
-        wait_until(lambda: worker.metric("streams_dead_letters_total") == 2, "two are refused")
+        wait_until(lambda: len(desk.json("ls")["letters"]) == 2, "two are refused, and their letters committed")
+        assert worker.metric("streams_dead_letters_total") == 2
         letters = {letter["reason"]: letter for letter in desk.json("ls")["letters"]}
     assert letters.keys() == {"not_utf8", "future"}
     assert letters["not_utf8"] | {"timestamp": 0, "appended": 0} == {
