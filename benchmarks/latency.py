@@ -72,6 +72,8 @@ class Phase(NamedTuple):
     p50_ms: float
     p99_ms: float
     max_ms: float
+    p99_ms_of_tenths: list[float]
+    """Of those that were due in each tenth of the run: whether it was slow once, for a while, or more and more."""
     lag_start: float
     """Records that are not applied, mean over the first LAG_S."""
     lag_end: float
@@ -160,6 +162,8 @@ def show(phases: list[Phase]) -> None:
             f"  lag {spread(column(runs, 'lag_start'))} records in the first {LAG_S} s,"
             f" {spread(column(runs, 'lag_end'))} in the last: {'GROWING' if any(r.grows for r in runs) else 'steady'}"
         )
+        for run in runs:
+            print(f"  p99 of each tenth: {', '.join(f'{ms:.0f}' for ms in run.p99_ms_of_tenths)} ms")
         cpu = (
             f"{name} {spread(column(runs, f'{figure}cpu_s_per_million'), '.2f')}"
             for name, figure in (("worker", ""), ("broker", "broker_"), ("sender", "sender_"))
@@ -198,7 +202,8 @@ def _phase(
         used, broker_used = cpu_s(one.pid) - cpu, cpu_s(broker.pid) - broker_cpu
     truth = truth_of(rate, seconds, start_ms, partitions)
     is_exact = settles([one], truth)
-    latencies = _latencies(scrapes, start_s, times)
+    seen = _latencies(scrapes, start_s, times)
+    latencies = sorted(ms for _, ms in seen)
     million = truth.events / 1e6
     return Phase(
         rate,
@@ -207,6 +212,7 @@ def _phase(
         _percentile(latencies, 0.5),
         _percentile(latencies, 0.99),
         latencies[-1],
+        [_percentile(sorted(ms for due_s, ms in seen if due_s * 10 // seconds == tenth), 0.99) for tenth in range(10)],
         _lag(scrapes, start_s, start_s + LAG_S),
         _lag(scrapes, start_s + seconds - LAG_S, start_s + seconds),
         used / million,
@@ -258,15 +264,18 @@ def _count(page: bytes, name: bytes) -> int:
     return int(float(page[page.index(b"} ", start) + 2 : page.index(b"\n", start + 1)]))
 
 
-def _latencies(scrapes: Sequence[Scrape], start_s: float, times: Sequence[Sequence[float]]) -> list[float]:
-    """Return in ms, sorted, how long after its scheduled time each probe was first seen."""
+def _latencies(
+    scrapes: Sequence[Scrape], start_s: float, times: Sequence[Sequence[float]]
+) -> list[tuple[float, float]]:
+    """Return of each probe when it was due, in seconds from the start, and after how many ms it was first seen."""
     found = []
     for partition, scheduled in enumerate(times):
         shown = 0
         for scrape in scrapes:
-            found += [scrape.at - start_s - at_s for at_s in scheduled[shown : scrape.seen[partition]]]
-            shown = scrape.seen[partition]
-    return sorted(seconds * 1000 for seconds in found)
+            seen = scrape.seen[partition]
+            found += [(due_s, (scrape.at - start_s - due_s) * 1000) for due_s in scheduled[shown:seen]]
+            shown = seen
+    return found
 
 
 def _percentile(values: Sequence[float], share: float) -> float:
