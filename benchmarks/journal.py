@@ -8,7 +8,7 @@ import numpy as np
 from confluent_kafka import Producer
 from numpy.typing import NDArray
 
-from benchmarks.load import CAMPAIGNS, Truth, send
+from benchmarks.load import CAMPAIGNS, Truth, put
 from streams.core.delta import Delta, Marks, Progress
 from streams.core.events import RENDERS, TOPICS, VIEWABILITY
 from streams.core.impressions import ANCHOR, COUNTED, SAID_MEASURABLE, SAID_VIEWABLE, Rows
@@ -38,9 +38,9 @@ def preload(bootstrap: str, prefix: str, impressions: int, partitions: int, end_
     truth = Truth(0, 0, Counter(), Counter(), Counter())
     for number in range(partitions):
         claim = encode_claim(Claim(None, partitions))
-        send(producer, topic, journal_key(number, Position(1, 0)), claim, partition=number)
+        put(producer, topic, journal_key(number, Position(1, 0)), claim, partition=number)
         for delta, counted in _deltas(settings, number, impressions // partitions, end_ms):
-            send(producer, topic, journal_key(number, Position(1, delta.seq)), encode_delta(delta), partition=number)
+            put(producer, topic, journal_key(number, Position(1, delta.seq)), encode_delta(delta), partition=number)
             truth = truth.plus(counted)
     if producer.flush(60):
         raise RuntimeError("the journals were not delivered")

@@ -129,11 +129,11 @@ def measure(options: argparse.Namespace) -> list[Phase]:
         hold_to_one_core(broker.pid)
         for share, every_ms in shares.items():
             rate = int(whole * share)
+            room = room_for(rate * options.seconds // EVENTS_A_RENDER)
             for number in range(options.runs):
                 for slow in dict.fromkeys((0, options.slow_scrapes)):
                     prefix = f"rate{rate}-run{number}-beside{slow}-"
                     asyncio.run(create_topics(broker.bootstrap, prefix, options.partitions))
-                    room = room_for(rate * options.seconds // EVENTS_A_RENDER)
                     with worker(broker, prefix, max_remembered=room) as one:
                         one.recovered()
                         beside = ("-m", "benchmarks.slow", one.url, str(slow))

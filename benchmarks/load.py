@@ -196,19 +196,19 @@ def produce(bootstrap: str, prefix: str, load: Load) -> Truth:
     renders, views = prefix + "renders", prefix + "viewability"
     for viewer, render, copies, view in load.made():
         for _ in range(copies):
-            send(producer, renders, viewer, render)
+            put(producer, renders, viewer, render)
         if view is not None:
-            send(producer, views, viewer, view)
+            put(producer, views, viewer, view)
     if producer.flush(60):
         raise RuntimeError("the load was not delivered")
     return load.truth()
 
 
-def send(producer: Producer, topic: str, key: bytes, value: bytes, **where: int) -> None:
-    """Send a record, however full the producer is."""
+def put(producer: Producer, topic: str, key: str | bytes, value: bytes | None, **more: Any) -> None:
+    """Give a record to a producer, however full it is: a broker that has much to do takes them more slowly."""
     while True:
         try:
-            producer.produce(topic, value, key, **where)
+            producer.produce(topic, value, key, **more)
             return
         except BufferError:
             producer.poll(0.1)

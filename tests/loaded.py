@@ -15,11 +15,12 @@ from aiokafka.admin import AIOKafkaAdminClient
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from benchmarks.load import put
 from streams.core.rules import MINUTE, Rules
 from streams.kafka.topics import PARTIALS, WINDOWS
 from tests.conftest import GROUP, create_topics
 from tests.logs import TOPICS
-from tests.worker import put, read_topic
+from tests.worker import read_topic
 
 PARTITIONS = 3
 LENGTH_MIN = 50
@@ -93,7 +94,7 @@ class Loaded:
     def send(self, records: Iterable[Sent]) -> None:
         producer = Producer({"bootstrap.servers": self.bootstrap, "partitioner": "murmur2_random", "linger.ms": 5})
         for one in records:
-            put(producer, self.prefix + one.topic, one.value, one.key, timestamp=one.appended)
+            put(producer, self.prefix + one.topic, one.key, one.value, timestamp=one.appended)
         assert producer.flush(60) == 0
 
     def at(self, minute: int) -> int:

@@ -16,6 +16,8 @@ import orjson
 from confluent_kafka import Consumer, Producer, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.load import put
+
 PATIENCE_S = 60.0
 
 
@@ -151,20 +153,9 @@ def send(bootstrap: str, topic: str, records: Iterable[tuple[str, bytes | dict[s
     failed: list[Any] = []
     for key, value in records:
         body = orjson.dumps(value) if isinstance(value, dict) else value
-        put(producer, topic, body, key, on_delivery=lambda error, _: failed.append(error) if error else None)
+        put(producer, topic, key, body, on_delivery=lambda error, _: failed.append(error) if error else None)
     assert producer.flush(60) == 0
     assert not failed
-
-
-def put(producer: Producer, topic: str, value: bytes | None, key: str, **more: Any) -> None:
-    """Give a record to a producer, however full it is: a broker that has much to do takes them more slowly."""
-    while True:
-        try:
-            producer.produce(topic, value, key, **more)
-            break
-        except BufferError:
-            producer.poll(0.1)
-    producer.poll(0)
 
 
 def read_topic(bootstrap: str, topic: str, partitions: int) -> list[Any]:
