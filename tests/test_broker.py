@@ -20,6 +20,7 @@ from confluent_kafka import KafkaError, Producer
 
 from streams.kafka.broker import VERSION, BrokerError, EmbeddedBroker, _free_port, cache_directory, kafka_jars
 from streams.kafka.topics import Topic, TopicAdmin
+from tests.worker import sockets
 
 STREAMS = Path(sys.executable).with_name("streams")
 SOON_S = 60.0
@@ -84,10 +85,9 @@ def test_it_listens_on_the_loopback_address_only(broker: EmbeddedBroker) -> None
 
 def listening(pid: int) -> set[str]:
     """Return the addresses that a process listens on."""
-    targets = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
-    ours = {match[1] for target in targets if (match := re.fullmatch(r"socket:\[(\d+)\]", target))}
+    ours = sockets(pid)
     rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()]
-    local = [row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in ours]
+    local = [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in ours]
     return {socket.inet_ntoa(bytes.fromhex(address[-8:])[::-1]) for address in local}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.logs import render
 from tests.test_report import written
-from tests.worker import wait_until
+from tests.worker import sockets, wait_until
 
 FULL = "/dev/full"
 READ_ONLY = "/proc/nowhere"
@@ -116,6 +116,6 @@ def test_what_cannot_be_told_at_all_still_has_its_exit_code(arguments: list[str]
 
 def listens(pid: int) -> bool:
     """Whether a process has a socket that waits for connections."""
-    sockets = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    ours = sockets(pid)
     waiting = (line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:])
-    return any(f"socket:[{fields[9]}]" in sockets for fields in waiting if fields[3] == "0A")
+    return any(f"socket:[{fields[9]}]" in ours for fields in waiting if fields[3] == "0A")

@@ -10,7 +10,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from streams.kafka.connection import Connection, RefusedError
 from streams.kafka.topics import NoBrokerError, TopicAdmin, TopicsError
 from streams.settings import load
 from tests.secure import PASSWORD, USER, SecureBroker, secure_broker
-from tests.worker import WorkerProcess, send, wait_until
+from tests.worker import WorkerProcess, send, sockets, wait_until
 
 STREAMS = Path(sys.executable).with_name("streams")
 SOON_S = 10.0
@@ -130,21 +129,12 @@ def wrong(secure: SecureBroker, listener: str, others: dict[str, Any], **more: s
     return secure.settings(listener, **{name: papers.get(value, value) for name, value in others.items()}, **more)
 
 
-def sockets() -> set[str]:
-    """Return what names each socket that this process has open."""
-    found = set()
-    for file in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):
-            found.add(os.readlink(file))
-    return {name for name in found if name.startswith("socket:")}
-
-
 @each_wrong
 async def test_who_is_refused_is_told_why_and_what_to_do(secure, listener, others, words):
-    began, before = time.monotonic(), sockets()
+    began, before = time.monotonic(), sockets(os.getpid())
     with pytest.raises(TopicsError, match=words) as refused:
         await enter(wrong(secure, listener, others))
-    assert sockets() <= before, "it is closed when that is told: whoever is told may end"
+    assert sockets(os.getpid()) <= before, "it is closed when that is told: whoever is told may end"
     assert not isinstance(refused.value, NoBrokerError), "that would be tried again"
     assert time.monotonic() - began < SOON_S
     assert "\n" not in str(refused.value)

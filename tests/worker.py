@@ -10,6 +10,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Self
 
 import orjson
@@ -26,6 +28,15 @@ def wait_until(is_so: Callable[[], bool], what: str, patience_s: float = PATIENC
     while not is_so():
         assert time.monotonic() < deadline, f"never happened: {what}"
         time.sleep(0.1)
+
+
+def sockets(pid: int) -> set[str]:
+    """Return the names of the sockets that a process has open, each as "socket:[1234]". It may close some meanwhile."""
+    names = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            names.add(os.readlink(descriptor))
+    return {name for name in names if name.startswith("socket:")}
 
 
 class WorkerProcess:
