@@ -30,7 +30,10 @@ def main() -> None:
     options = _parser().parse_args()
     benchmark = BENCHMARKS[options.name]
     before = machine()
-    result = benchmark.measure(options)
+    try:
+        result = benchmark.measure(options)
+    except RuntimeError as error:  # what benchmarks raise when they cannot measure
+        sys.exit(f"benchmarks: {error}")
     if options.json:
         print(json.dumps({"machine": before, "versions": versions()} | benchmark.summary(result), indent=2))
     else:

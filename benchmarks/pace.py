@@ -120,5 +120,8 @@ def _steady(moments: Sequence[Moment]) -> tuple[Moment, Moment]:
         and all(more > less for less, more in zip(before.consumed, now.consumed, strict=True))
     ]
     if len(found) < 2:
-        raise RuntimeError("the load is too small for a steady rate")
+        raise RuntimeError(
+            f"no steady rate: {sum(moments[-1].consumed):,} events were counted before the workers were seen at work"
+            " three times; it takes a load of more events"
+        )
     return found[0], found[-1]

@@ -1,10 +1,11 @@
-"""What a worker holds does not grow, and its counts are exact: under steady load, and in a flood of campaign ids.
+"""Benchmarks soak and flood, shortened: what a worker holds does not grow, and its counts are exact.
 
-More of it: benchmarks soak and flood.
+Under steady load, and in a flood of campaign ids. And what a benchmark says that cannot measure.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -34,3 +35,10 @@ def test_campaign_ids_drawn_at_random_are_counted_exactly_and_forgotten_after_th
     waves = told_by("flood", "--ids", str(IDS), "--waves", str(WAVES))["waves"]
     assert [wave["exact"] for wave in waves] == [True] * WAVES
     assert waves[-1]["held"] < IDS * WAVES, "those of the first waves are gone"
+
+
+def test_a_benchmark_that_cannot_measure_says_why_in_one_line() -> None:
+    command = [sys.executable, "-m", "benchmarks", "scale", "--only", "events", "--events", "1000", "--runs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"benchmarks: no steady rate: 1,000 events .* more events\n", done.stderr), done.stderr
