@@ -1,8 +1,12 @@
-"""Panes, minutes, cells and rolling windows, each alone."""
+"""Panes, minutes, cells and rolling windows, each alone; and who is looked up anew when panes are forgotten."""
 
 import pytest
 
+from streams.core.books import Books
 from streams.core.panes import Cell, Ledger, Rolling, Series, held_between, minute_of, pane_of
+from streams.core.partition import Partition
+from streams.core.rules import Rules
+from tests.logs import MIN, T0, batch, render
 
 SERIES = Series("c", "USD", "adserver")
 ALL = Cell(served=5, measurable=4, viewable=3, clicks=2, spend=10**18, gross=6, revision=14)
@@ -100,3 +104,25 @@ def test_a_jump_over_more_than_the_longest_window_empties_all_of_them():
     rolling.advance(86_400_000)
     assert [window.served for window in rolling.sums] == [7, 7]
     assert set(rolling.panes) == {86_400_000}
+
+
+def test_ads_are_looked_up_anew_when_a_ledger_is_forgotten_and_not_with_every_pane(monkeypatch):
+    looked_up, of = [], Books.of
+    monkeypatch.setattr(Books, "of", lambda *given: looked_up.append(given[1].campaign_id) or of(*given))
+    state = Partition(Rules())
+
+    def comes(campaign, minute):
+        number = len(state.impressions)
+        ts = T0 + minute * MIN
+        state.apply(batch("renders", [(number, render(f"i{number}", ts, campaign_id=campaign), ts)]))
+
+    comes("stays", 0)
+    comes("stays", 5)
+    state.take(confirmed=T0 + 1 * MIN)
+    comes("stays", 5)
+    assert looked_up == ["stays"]
+    comes("goes", 2)
+    state.take(confirmed=T0 + 3 * MIN)
+    comes("goes", 5)
+    assert looked_up == ["stays", "goes", "goes"]
+    assert [(one.series.campaign_id, one.cell.served) for one in state.touched()] == [("goes", 1)]

@@ -70,9 +70,11 @@ class Books:
             ledger.close()
         self._changed.clear()
 
-    def forget(self, start: int, stop: int) -> None:
-        """Forget the panes in [start, stop), and ledgers without any: they have to be looked for again."""
+    def forget(self, start: int, stop: int) -> bool:
+        """Forget the panes in [start, stop), and ledgers without any; say whether some have to be looked for again."""
+        before = len(self.ledgers)
         for series, ledger in list(self.ledgers.items()):
             ledger.forget(start, stop)
             if ledger.is_empty():
                 del self.ledgers[series]
+        return len(self.ledgers) < before

@@ -665,9 +665,9 @@ class Partition:
     def _forget(self, bound: int) -> None:
         """Forget panes before a bound, and renders that neither a view nor a duplicate can refer to any more."""
         if bound > self.bound:
-            self.books.forget(self.bound, bound)
+            if self.books.forget(self.bound, bound):
+                self._ads.clear()
             self.bound = bound
-            self._ads.clear()
         horizon = self._earliest_possible_render() - self.rules.dedup_horizon_ms
         self.impressions.forget_before(min(bound, horizon))
 
