@@ -335,25 +335,15 @@ MUTANTS = [
     ),
     Mutant(
         "a sieve that has grown stays as it is",
-        "core/lookup.py", "self._renew(self._stale.pop(), parts)", "self._stale.pop()", "lookup",
+        "core/lookup.py", "self._words, self._larger = larger, None", "self._larger = None", "lookup",
     ),
     Mutant(
-        "what was noted while a sieve grows is looked for where it was before",
-        "core/lookup.py", "            words[moved] = self._larger.take(_places(keys.take(moved), self._larger))\n", "",
-        "lookup",
+        "what is added while a sieve grows is missed when it has grown",
+        "core/lookup.py", "            _note(self._larger, keys, parts[-1].bit)\n", "", "lookup",
     ),
     Mutant(
-        "what is noted in the next place to be moved is lost",
-        "core/lookup.py", "_places(keys, self._words) < self._moved", "_places(keys, self._words) <= self._moved",
-        "lookup",
-    ),
-    Mutant(
-        "a sieve that becomes smaller while it grows forgets what has moved",
-        "core/lookup.py", "            self._grow(len(self._words))\n", "            self._larger = None\n", "lookup",
-    ),
-    Mutant(
-        "of what is renewed only the newest part is noted",
-        "core/lookup.py", "            if part.bit == bit:\n", "            if part is parts[-1]:\n", "lookup",
+        "of a part that a growing sieve has begun with the rest is missed",
+        "core/lookup.py", "                self._left.append((part, start))\n", "                continue\n", "lookup",
     ),
     Mutant(
         "of rows of one identity an older one is found",

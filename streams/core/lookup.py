@@ -28,9 +28,9 @@ _STEP_BITS: Final = 40
 _SIEVE_BITS: Final = 20
 """The place in the sieve is made of those above this one: what shares it should not share the place in a table too."""
 _SMALLEST_SIEVE: Final = 1 << 12
-_PLACES_A_KEY: Final = 4
-"""At least. A new key then comes to a place with others for one of eight to one of four, and its tag tells it from them
-for three of four of those."""
+_PLACES_A_KEY: Final = 3
+"""At least, and 2.4 while it grows. A new key then comes to a place with others for one of six to one of three, and its
+tag tells it from them for three of four of those. With four an impression took more than 64 bytes while it grows."""
 _PARTS: Final = 8
 _BITS, _TAG = np.uint16(0x00FF), np.uint16(0xFF00)
 """Of a word: in which parts there are keys, and what they have in common."""
@@ -41,11 +41,8 @@ _AT_ONCE: Final = 1 << 14
 """So many keys, and what is made of them, fit into a processor's cache."""
 SMALL: Final = 1 << 16
 """Of so many keys a sieve is made anew in a millisecond or two, and that of more becomes larger in steps:"""
-_MOVED_A_KEY: Final = 16
-"""so many places for each key that is added, which is a quarter of the way to the next time;"""
-_RENEWALS: Final = 32
-"""then by bits, one whenever so large a share of its keys was added: eight in a third of the way. In half of
-that it took a tenth of a live worker's time, in all of its partitions at once."""
+_NOTED_A_KEY: Final = 4
+"""so many keys are noted anew for each that is added, which takes a quarter of the way to the next time."""
 
 
 class Part:
@@ -161,30 +158,25 @@ class Sieve:
     key that comes to the same place is nearly always told from them.
     Without it, all parts would be searched for every key, and each search waits for memory.
 
-    A large one becomes twice as large in steps, as to build it anew takes longer than anybody should wait, and so does
-    memory that was never touched. Its words are moved from the first on, each to both places that it becomes; then the
-    keys of one bit after the other are noted anew, each in one place.
+    A large one becomes twice as large in steps, as to build it anew takes longer than anybody should wait: all keys are
+    noted in what it becomes, the new ones in both, and until then it is asked as it is.
     """
 
-    __slots__ = ("_added", "_keys", "_larger", "_moved", "_opened", "_stale", "_words")
+    __slots__ = ("_keys", "_larger", "_left", "_opened", "_words")
 
     def __init__(self) -> None:
         self._words: NDArray[np.uint16] = np.zeros(_SMALLEST_SIEVE, np.uint16)
         self._larger: NDArray[np.uint16] | None = None
         """What they become, while they grow."""
-        self._moved = 0
-        """So many of the words are there, and no longer here."""
+        self._left: list[tuple[Part, int]] = []
+        """Parts, and how many of their first keys are not noted there."""
         self._keys = 0
         self._opened = 0
-        self._stale: list[int] = []
-        """Bits of parts whose keys are noted in more places than their own."""
-        self._added = 0
-        """How many keys were added since one of them was renewed."""
 
     @property
     def size(self) -> int:
-        """Bytes that it takes in memory, of what it becomes only those that were written."""
-        return self._words.nbytes + (0 if self._larger is None else 2 * self._moved * self._larger.itemsize)
+        """Bytes that it takes in memory."""
+        return self._words.nbytes + (0 if self._larger is None else self._larger.nbytes)
 
     def open(self) -> int:
         """Return the bit of a new part."""
@@ -198,62 +190,44 @@ class Sieve:
         if is_crowded and self._keys <= SMALL:
             self.build(parts)
             return
-        if is_crowded or self._larger is not None:
-            self._grow(_MOVED_A_KEY * len(keys))
-        self._note(parts[-1], keys)
-        self._added += len(keys)
-        if self._stale and self._larger is None and _RENEWALS * self._added >= self._keys:
-            self._renew(self._stale.pop(), parts)
+        _note(self._words, keys, parts[-1].bit)
+        if self._larger is not None:
+            _note(self._larger, keys, parts[-1].bit)
+            self._grow(self._larger, _NOTED_A_KEY * len(keys))
+        elif is_crowded:
+            self._larger = np.zeros(2 * len(self._words), np.uint16)
+            self._left = [(part, len(part)) for part in parts]
 
     def build(self, parts: Sequence[Part]) -> None:
         """Take note of all keys of all parts anew, with places enough for them."""
-        self._keys, self._stale, self._larger = sum(map(len, parts)), [], None
+        self._keys, self._larger = sum(map(len, parts)), None
         self._words = np.zeros(max(_SMALLEST_SIEVE, capacity(_PLACES_A_KEY * self._keys)), np.uint16)
         for part in parts:
-            self._note_all(part)
+            for start in range(0, len(part), _AT_ONCE):
+                _note(self._words, part.column[start : start + _AT_ONCE], part.bit)
 
-    def _grow(self, places: int) -> None:
-        """Move the words of so many places to where there are twice as many."""
-        here = len(self._words)
-        if self._larger is None:
-            self._larger, self._moved = np.zeros(2 * here, np.uint16), 0
-        start, self._moved = self._moved, min(self._moved + places, here)
-        self._larger.reshape(2, here)[:, start : self._moved] = self._words[start : self._moved]
-        if self._moved == here:
-            self._words, self._larger = self._larger, None
-            self._stale, self._added = [1 << bit for bit in range(_PARTS)], 0
-
-    def _renew(self, bit: int, parts: Iterable[Part]) -> None:
-        self._added = 0
-        self._clear(bit)
-        for part in parts:
-            if part.bit == bit:
-                self._note_all(part)
+    def _grow(self, larger: NDArray[np.uint16], keys: int) -> None:
+        """Note so many of the keys that are left in what it becomes, and become that when none is."""
+        while self._left and keys > 0:
+            part, stop = self._left.pop()
+            start = max(0, stop - min(keys, _AT_ONCE))
+            _note(larger, part.column[start:stop], part.bit)
+            keys -= stop - start
+            if start:
+                self._left.append((part, start))
+        if not self._left:
+            self._words, self._larger = larger, None
 
     def _clear(self, bit: int) -> None:
         others = np.uint16(~bit & 0xFFFF)
         self._words &= others
         if self._larger is not None:
-            self._larger.reshape(2, -1)[:, : self._moved] &= others
-
-    def _note_all(self, part: Part) -> None:
-        for start in range(0, len(part), _AT_ONCE):
-            self._note(part, part.column[start : start + _AT_ONCE])
-
-    def _note(self, part: Part, keys: Numbers) -> None:
-        if self._larger is not None:
-            moved = _places(keys, self._words) < self._moved
-            _note(self._larger, keys[moved], part.bit)
-            keys = keys[~moved]
-        _note(self._words, keys, part.bit)
+            self._larger &= others
 
     def look(self, keys: Numbers) -> tuple[Numbers, NDArray[np.uint16]]:
         """Return the indexes of the keys that may be somewhere, and of each the bits of the parts where it may be."""
         places = _places(keys, self._words)
         words = self._words.take(places)
-        if self._larger is not None:
-            moved = (places < self._moved).nonzero()[0]
-            words[moved] = self._larger.take(_places(keys.take(moved), self._larger))
         maybe = ((words & _BITS) != 0) & ((words <= _BITS) | ((words ^ _tags(keys)) <= _BITS))
         known = maybe.nonzero()[0]
         return known, words.take(known) & _BITS
@@ -271,9 +245,10 @@ class Sieve:
         self._keys -= len(part)
         if all(other.bit != part.bit for other in others):
             self._clear(part.bit)
+        self._left = [(other, stop) for other, stop in self._left if other is not part]
         enough = max(_SMALLEST_SIEVE, 4 * _PLACES_A_KEY * self._keys)
-        if self._larger is not None and len(self._words) > enough:
-            self._grow(len(self._words))
+        if len(self._words) > enough:
+            self._larger, self._left = None, []
         while len(self._words) > enough:
             half = len(self._words) // 2
             self._words = _joined(self._words[:half], self._words[half:])
