@@ -20,7 +20,7 @@ from confluent_kafka import KafkaError, Producer
 
 from streams.kafka.broker import VERSION, BrokerError, EmbeddedBroker, _free_port, cache_directory, kafka_jars
 from streams.kafka.topics import Topic, TopicAdmin
-from tests.worker import sockets
+from tests.worker import listening
 
 STREAMS = Path(sys.executable).with_name("streams")
 SOON_S = 60.0
@@ -81,14 +81,6 @@ async def test_it_takes_requests_when_start_returns_and_records_as_large_as_a_jo
 def test_it_listens_on_the_loopback_address_only(broker: EmbeddedBroker) -> None:
     assert listening(broker.pid) == {"127.0.0.1"}
     assert int(broker.bootstrap.removeprefix("127.0.0.1:")) == broker.port
-
-
-def listening(pid: int) -> set[str]:
-    """Return the addresses that a process listens on."""
-    ours = sockets(pid)
-    rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()]
-    local = [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in ours]
-    return {socket.inet_ntoa(bytes.fromhex(address[-8:])[::-1]) for address in local}
 
 
 def test_topics_are_not_created_by_being_written_to(broker: EmbeddedBroker, topic_prefix: str) -> None:

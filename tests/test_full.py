@@ -13,7 +13,7 @@ import pytest
 
 from tests.logs import render
 from tests.test_report import written
-from tests.worker import sockets, wait_until
+from tests.worker import listening, wait_until
 
 FULL = "/dev/full"
 READ_ONLY = "/proc/nowhere"
@@ -84,7 +84,7 @@ def test_a_worker_whose_log_finds_no_room_goes_on(unbuffered: str) -> None:
             stdout=full, stderr=full, env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
         )  # fmt: skip
     try:
-        wait_until(lambda: listens(worker.pid), "it serves")
+        wait_until(lambda: bool(listening(worker.pid)), "it serves")
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(20) == 0
     finally:
@@ -112,10 +112,3 @@ def test_what_cannot_be_told_at_all_still_has_its_exit_code(arguments: list[str]
             env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
         )  # fmt: skip
     assert done.returncode == code
-
-
-def listens(pid: int) -> bool:
-    """Whether a process has a socket that waits for connections."""
-    ours = sockets(pid)
-    waiting = (line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:])
-    return any(f"socket:[{fields[9]}]" in ours for fields in waiting if fields[3] == "0A")

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -37,6 +38,14 @@ def sockets(pid: int) -> set[str]:
         with suppress(FileNotFoundError):
             names.add(os.readlink(descriptor))
     return {name for name in names if name.startswith("socket:")}
+
+
+def listening(pid: int) -> set[str]:
+    """Return the addresses that a process listens on."""
+    ours = sockets(pid)
+    rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()]
+    local = [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in ours]
+    return {socket.inet_ntoa(bytes.fromhex(address[-8:])[::-1]) for address in local}
 
 
 class WorkerProcess:
