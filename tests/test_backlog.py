@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import orjson
 import pytest
@@ -13,7 +14,9 @@ from streams.core.delta import Batch
 from streams.core.events import CLICKS, RENDERS, TOPICS, VIEWABILITY
 from streams.core.partition import Partition
 from streams.core.rules import HOUR, MINUTE, SECOND, Rules
-from streams.kafka.backlog import CHUNK, FULL, Backlog, Chunk, chunks
+from streams.kafka import backlog as module
+from streams.kafka.backlog import CHUNK, FULL, Backlog, Chunk
+from streams.kafka.fetch import Batches
 
 BEGIN = 1_700_000_000_000
 
@@ -23,12 +26,12 @@ def record(offset: int, topic: str, ts: int, name: str = "i") -> Any:
     return SimpleNamespace(offset=offset, value=orjson.dumps(event), timestamp=ts, headers=[])
 
 
-def chunk(topic: str, times: Sequence[int | None]) -> Chunk:
-    """Return a chunk of events of these times after BEGIN; None is no event."""
+def events(topic: str, times: Sequence[int | None]) -> list[Any]:
+    """Return records of events of these times after BEGIN; None is no event."""
     records = [record(offset, topic, BEGIN + (time or 0)) for offset, time in enumerate(times)]
     for one, time in zip(records, times, strict=True):
         one.value = b"?" if time is None else one.value
-    return Chunk(topic, records)
+    return records
 
 
 @pytest.mark.parametrize(
@@ -46,11 +49,11 @@ def chunk(topic: str, times: Sequence[int | None]) -> Chunk:
     ],
 )
 def test_when_it_is_the_turn_of_a_chunk(topic: str, times: Sequence[int | None], due: int) -> None:
-    assert chunk(topic, times).due == BEGIN + due
+    assert Chunk(topic, events(topic, times)).due == BEGIN + due
 
 
 def test_it_is_the_turn_of_what_is_no_event_at_once() -> None:
-    assert chunk(VIEWABILITY, [None] * 20).due == 0
+    assert Chunk(VIEWABILITY, events(VIEWABILITY, [None] * 20)).due == 0
 
 
 TURNS = st.lists(st.tuples(st.sampled_from(TOPICS), st.integers(0, 9)), max_size=12)
@@ -62,11 +65,12 @@ def test_all_come_each_topic_in_its_order_and_none_before_what_may_be_older(
 ) -> None:
     backlog = Backlog()
     for topic, seconds in turns:
-        backlog.put(chunk(topic, [seconds * 1_000]))
+        backlog.put(topic, events(topic, [seconds * 1_000]))
     left = {topic: [BEGIN + seconds * 1_000 for other, seconds in turns if other == topic] for topic in TOPICS}
     reached = dict.fromkeys(TOPICS, 0)
     while True:
-        one = backlog.next(reached, lambda topic: not ended[topic])
+        with patch.object(module, "CHUNK", 1):
+            one = backlog.next(reached, lambda topic: not ended[topic])
         oldest = min((times[0] for times in left.values() if times), default=None)
         awaited = [topic for topic in TOPICS if not left[topic] and not ended[topic] and reached[topic] < (oldest or 0)]
         if one is None:
@@ -77,13 +81,55 @@ def test_all_come_each_topic_in_its_order_and_none_before_what_may_be_older(
     assert oldest is None or awaited
 
 
-def test_a_topic_is_full_when_so_many_chunks_lie_here() -> None:
-    backlog = Backlog()
-    for _ in range(FULL):
-        assert not backlog.is_full(RENDERS)
-        backlog.put(chunk(RENDERS, [1]))
+@given(st.lists(st.integers(0, 7)), st.integers(1, 5))
+def test_a_chunk_has_what_comes_next_whatever_fetch_it_came_with(fetched: list[int], most: int) -> None:
+    backlog, number = Backlog(), 0
+    for length in fetched:
+        backlog.put(RENDERS, [record(offset, RENDERS, BEGIN) for offset in range(number, number + length)])
+        number += length
+    with patch.object(module, "CHUNK", most):
+        taken = [[*batch.offsets] for batch in batches(backlog)]
+    assert [offset for offsets in taken for offset in offsets] == [*range(number)]
+    assert all(len(offsets) == most for offsets in taken[:-1])
+    assert not taken or 0 < len(taken[-1]) <= most
+
+
+def test_no_more_is_parsed_than_a_chunk_of_each_topic() -> None:
+    backlog, parsed = Backlog(), dict.fromkeys((RENDERS, VIEWABILITY), 0)
+
+    def parse(topic: str, later_ms: int) -> Iterator[Any]:
+        for offset in range(3 * CHUNK):
+            parsed[topic] += 1
+            yield record(offset, topic, BEGIN + later_ms + offset)
+
+    for topic, later_ms in ((RENDERS, 0), (VIEWABILITY, HOUR)):
+        backlog.put(topic, Batches([parse(topic, later_ms)], 0, 3 * CHUNK))
+    for turn in range(1, 4):
+        one = next_of(backlog)
+        assert one is not None
+        assert (one.topic, len(one.records)) == (RENDERS, CHUNK)
+        assert parsed == {RENDERS: turn * CHUNK, VIEWABILITY: CHUNK}
+
+
+def test_a_topic_is_full_while_so_many_records_of_it_lie_behind_its_next_chunk() -> None:
+    backlog, half = Backlog(), FULL // 2
+    assert half > CHUNK
+    backlog.put(RENDERS, events(RENDERS, range(half)))
+    assert not backlog.is_full(RENDERS)
+    backlog.put(RENDERS, events(RENDERS, range(half)))
     assert backlog.is_full(RENDERS)
     assert not backlog.is_full(VIEWABILITY)
+    assert next_of(backlog) is not None
+    assert not backlog.is_full(RENDERS)
+
+
+def test_a_topic_is_not_full_of_offsets_that_are_no_records() -> None:
+    backlog = Backlog()
+    backlog.put(RENDERS, Batches([events(RENDERS, range(CHUNK))], 0, 9 * FULL))
+    assert backlog.is_full(RENDERS)
+    assert next_of(backlog) is not None
+    assert next_of(backlog) is None
+    assert not backlog.is_full(RENDERS)
 
 
 def events_a_second(topic: str, number: int, a_second: int, later_ms: int) -> list[Any]:
@@ -98,8 +144,7 @@ def test_hardly_any_view_comes_before_its_render_however_dense_they_lie(a_second
     number = 5 * CHUNK
     backlog = Backlog()
     for topic, later_ms in ((RENDERS, 0), (VIEWABILITY, SECOND)):
-        for one in chunks(topic, events_a_second(topic, number, a_second, later_ms)):
-            backlog.put(one)
+        backlog.put(topic, events_a_second(topic, number, a_second, later_ms))
     state, waited = Partition(Rules()), 0
     for batch in batches(backlog):
         before = state.pending[VIEWABILITY]
@@ -111,8 +156,13 @@ def test_hardly_any_view_comes_before_its_render_however_dense_they_lie(a_second
 
 
 def batches(backlog: Backlog) -> Iterator[Batch]:
-    while (one := backlog.next(dict.fromkeys(TOPICS, 0), lambda _: False)) is not None:
+    while (one := next_of(backlog)) is not None:
         yield one.batch
+
+
+def next_of(backlog: Backlog) -> Chunk | None:
+    """Take the next chunk of a backlog of topics that have no more."""
+    return backlog.next(dict.fromkeys(TOPICS, 0), lambda _: False)
 
 
 @pytest.mark.parametrize("offsets", [[7], [7, 8, 9], [7, 9, 10], [7, 8, 10]])

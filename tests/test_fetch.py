@@ -109,7 +109,7 @@ def test_what_was_fetched_is_gone_from_memory_as_soon_as_it_is_handed_on(take: A
     try:
         hand_on(fetched, take)
         taken = fetched.getall(None)
-        assert [record.value for record in (taken if parses else taken[0].records())] == [b"a", b"b"]
+        assert [record.value for record in (taken if parses else taken[0])] == [b"a", b"b"]
         assert source() is None
         del fetched
         assert whole() is None
@@ -121,7 +121,8 @@ def test_what_lies_before_the_offset_that_was_asked_for_is_not_handed_on() -> No
     fetched = fetch_of(batch_of([b"a", b"b", b"c"]))
     fetched._partition_records.next_fetch_offset = fetched._assignment.state_value(None).position = 1
     (taken,) = take_unparsed(fetched)
-    assert [record.value for record in taken.records()] == [b"b", b"c"]
+    assert (len(taken), taken.next_offset) == (2, 3)
+    assert [record.value for record in taken] == [b"b", b"c"]
     assert fetched._partition_records is None
 
 
@@ -446,7 +447,7 @@ async def test_a_fetch_gives_two_of_the_largest_batches_that_are_sent(
     consumer.assign([place])
     (taken,) = (await consumer.getmany(timeout_ms=10_000))[place]
     await consumer.stop()
-    assert [record.value[:1] for record in taken.records()] == [b"a", b"b"]
+    assert [record.value[:1] for record in taken] == [b"a", b"b"]
 
 
 def batch_of(values: Sequence[bytes], magic: int = 2) -> bytes:

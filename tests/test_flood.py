@@ -98,7 +98,7 @@ def partials(campaigns: int, seq: int) -> RecordBatch:
     """A record of one partial that brings so many campaigns."""
     cells = [Touched(Series(f"{seq}-{number}", "USD", "adserver"), 0, Cell(served=1)) for number in range(campaigns)]
     value = encode_partial(Partial(0, Head(0, seq, 1, 0, False, 0), cells))
-    return RecordBatch(PARTIALS, 0, [SimpleNamespace(offset=seq, value=value)])
+    return RecordBatch(PARTIALS, 0, [SimpleNamespace(offset=seq, value=value)], seq + 1)
 
 
 async def events(*batches: RecordBatch) -> AsyncIterator[Any]:

@@ -367,6 +367,19 @@ MUTANTS = [
         "kafka/backlog.py", "end - _VIEWED_AFTER_MS", "begin", "backlog",
     ),
     Mutant(
+        "a topic that was full stays so",
+        "kafka/backlog.py", "left - len(more)", "left", "backlog",
+    ),
+    Mutant(
+        "a topic is fetched on only when another chunk is applied",
+        "kafka/qualify.py", "if not owned.backlog.is_full(topic):", "if chunk and not owned.backlog.is_full(topic):",
+        "simulation",
+    ),
+    Mutant(
+        "what came with the next fetch waits for the next chunk",
+        "kafka/backlog.py", "while behind and len(taken) < CHUNK:", "while behind and not taken:", "backlog",
+    ),
+    Mutant(
         "a batch that is not what its checksum says is counted",
         "kafka/fetch.py", "crc32c(left[_HEADER.size : end]) != checksum", "False", "fetch",
     ),

@@ -21,6 +21,7 @@ from faust.types import TP
 from streams.core.campaigns import Campaigns
 from streams.core.panes import Cell, Series
 from streams.core.rules import DAY
+from streams.kafka.fetch import Batches
 from streams.kafka.qualify import Qualify
 from streams.kafka.rollup import RollupStage
 from streams.kafka.topics import CAMPAIGNS, JOURNAL, PARTIALS
@@ -78,9 +79,9 @@ def record(offset: int, event: Any, appended: int | None) -> Any:
 
 
 def in_kafka(logs: Logs) -> Logs:
-    """Kafka knows no times before 1970."""
+    """Kafka knows no times before 1970, and not all offsets need be records."""
     return {
-        topic: [(offset, event, appended and max(0, appended)) for offset, event, appended in log]
+        topic: [(offset + 8 * (offset // 4), event, appended and max(0, appended)) for offset, event, appended in log]
         for topic, log in logs.items()
     }
 
@@ -149,14 +150,17 @@ class Flow:
         self.is_member = is_member
         self.position: dict[Place, int] = {}
         self.ready: dict[Place, int] = {}
+        self.paused: set[Place] = set()
         self.heard = float("-inf")
 
     def done(self, topic: str, partition: int, next_offset: int) -> None:
         self.ready[topic, partition] = next_offset
 
-    def pause(self, topic: str, partition: int) -> None: ...
+    def pause(self, topic: str, partition: int) -> None:
+        self.paused.add((topic, partition))
 
-    def resume(self, topic: str, partition: int) -> None: ...
+    def resume(self, topic: str, partition: int) -> None:
+        self.paused.discard((topic, partition))
 
     def committed(self, topic: str, partition: int) -> int:
         return self.broker.committed[topic, partition]
@@ -173,12 +177,14 @@ class Flow:
         if not self.is_member():
             raise Revoked
 
-    def fetch(self, place: Place, count: int) -> list[Any]:
-        """Return the next records of a topic partition, and move on behind them."""
-        records = [one for one in self.broker.logs[place] if one.offset >= self.position[place]][:count]
-        if records:
-            self.position[place] = records[-1].offset + 1
-        return records
+    def fetch(self, place: Place, count: int) -> Batches | None:
+        """Return the next records of a topic partition, and move on behind them; none of one that is paused."""
+        begin = self.position[place]
+        records = [one for one in self.broker.logs[place] if one.offset >= begin][:count]
+        if place in self.paused or not records:
+            return None
+        self.position[place] = end = records[-1].offset + 1
+        return Batches([records], begin, end)
 
     def has_read_all(self) -> bool:
         return all(position >= self.end_offset(*place) for place, position in self.position.items())
@@ -233,7 +239,7 @@ class Worker:
     async def _take_over(self) -> None:
         self.generation = self.broker.generation
         mine = self.broker.assignment(self)
-        self.flow.heard, self.flow.ready = self.clock(), {}
+        self.flow.heard, self.flow.ready, self.flow.paused = self.clock(), {}, set()
         inputs = [TP(topic, number) for number in mine for topic in TOPICS]
         extents = {place: Extent(0, self.broker.committed[place]) for place in inputs}
         self.qualify.release()
@@ -252,10 +258,9 @@ class Worker:
         if not self.flow.position:
             return
         topic, number = place = self.random.choice(list(self.flow.position))
-        records = self.flow.fetch(place, self.random.randint(1, 9))
-        if records:
+        if found := self.flow.fetch(place, self.random.randint(1, 9)):
             stage = self.rollup if topic == PARTIALS else self.qualify
-            await stage.run(once(RecordBatch(topic, number, records)))
+            await stage.run(once(RecordBatch(topic, number, found, found.next_offset)))
 
     async def advance(self) -> None:
         await self.qualify.advance()
@@ -307,6 +312,9 @@ class World:
         self.now = 0.0
         for module in ("qualify", "rollup", "turns"):
             monkeypatch.setattr(f"streams.kafka.{module}.monotonic", lambda: self.now)
+        chunk = self.random.choice((3, 100))
+        for name, records in (("CHUNK", chunk), ("FULL", 2 * chunk)):
+            monkeypatch.setattr(f"streams.kafka.backlog.{name}", records)
 
     def start(self) -> Worker:
         worker = Worker(self.broker, self.counting, self.random, lambda: self.now)

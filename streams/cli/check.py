@@ -14,7 +14,7 @@ import typer
 
 from streams.cli.shared import BrokerOption, JsonOption, PrefixOption, read_campaigns, write_json
 from streams.core.events import TOPICS
-from streams.kafka.backlog import chunks
+from streams.kafka.backlog import Chunk
 from streams.kafka.connection import Connection, RefusedError
 from streams.kafka.reader import Reader
 from streams.kafka.topics import Topic, TopicAdmin, TopicsError, all_topics
@@ -147,8 +147,8 @@ async def _of_events(connection: Connection, settings: Settings, count: int) -> 
     for topic in TOPICS:
         async with Reader(connection, settings.topic_prefix, (topic,)) as reader:
             async for _, partition, records in reader.newest(count):
-                for chunk in chunks(topic, records):
-                    sample.look(partition, chunk.batch)
+                if records:
+                    sample.look(partition, Chunk(topic, records).batch)
     return [*sample.findings(), *_own_clock(sample.newest_ms)]
 
 

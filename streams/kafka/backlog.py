@@ -6,12 +6,14 @@ costs four times as much; so at catch-up no topic runs ahead of another one that
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from operator import attrgetter
 from typing import Any, Final
 
 from streams.core.delta import Batch
 from streams.core.events import RENDERS, TOPICS, Malformed
 from streams.core.rules import MINUTE, SECOND
+from streams.kafka.fetch import Records
 from streams.wire.events import decoder
 
 CHUNK: Final = 3_000
@@ -23,8 +25,8 @@ _AHEAD_MS: Final = 10 * MINUTE
 _VIEWED_AFTER_MS: Final = SECOND
 """What was in view for less is not viewable (MRC), so hardly any view comes sooner after its render."""
 
-FULL: Final = 4
-"""Chunks of a topic that may lie here before its fetching is paused."""
+FULL: Final = 4 * CHUNK
+"""Records of a topic that may lie here before its fetching is paused."""
 
 APPENDED: Final = "appended"
 """Header with the time at which a record that was copied was first appended, in ms since the epoch, as text."""
@@ -74,11 +76,6 @@ def _time_of(topic: str, records: list[Any]) -> int:
     return times[len(times) // 2] if times else 0
 
 
-def chunks(topic: str, records: list[Any]) -> Iterator[Chunk]:
-    """Cut consecutive records of a topic partition into chunks."""
-    return (Chunk(topic, records[start : start + CHUNK]) for start in range(0, len(records), CHUNK))
-
-
 def _offsets(records: list[Any]) -> Sequence[int]:
     """Return the offsets of consecutive records: nearly always one after the other, and then they need no list."""
     offsets = range(records[0].offset, records[-1].offset + 1)
@@ -103,26 +100,45 @@ def _appended_ms(record: Any) -> int | None:
 
 
 class Backlog:
-    """What was fetched of one partition and is not applied yet."""
+    """What was fetched of one partition and is not applied yet: of each topic its next chunk, and what is not parsed.
+
+    Parsed records take twice the memory, in small objects. Where all that was fetched was parsed at once, it was more
+    than the processor's cache has room for, and each object had to be waited for.
+    """
 
     def __init__(self) -> None:
-        self._chunks: dict[str, deque[Chunk]] = {topic: deque() for topic in TOPICS}
+        self._next: dict[str, Chunk] = {}
+        self._behind: dict[str, deque[tuple[Iterator[Any], int]]] = {topic: deque() for topic in TOPICS}
+        """What follows it, as it was fetched: records, and how many are left at most."""
 
-    def put(self, chunk: Chunk) -> None:
-        """Add a chunk behind those of its topic."""
-        self._chunks[chunk.topic].append(chunk)
+    def put(self, topic: str, records: Records) -> None:
+        """Add records behind those of their topic."""
+        self._behind[topic].append((iter(records), len(records)))
 
     def is_full(self, topic: str) -> bool:
-        """Say whether no more of a topic should be fetched."""
-        return len(self._chunks[topic]) >= FULL
+        """Say whether no more of a topic should be fetched: only `next` may change that."""
+        return sum(left for _, left in self._behind[topic]) >= FULL
 
     def next(self, stream_times: Mapping[str, int], may_have_more: Callable[[str], bool]) -> Chunk | None:
         """Take the chunk out whose turn it is; None if there is none, or another topic may still give older ones."""
-        heads = [(chunks[0].due, topic) for topic, chunks in self._chunks.items() if chunks]
-        if not heads:
+        for topic in TOPICS:
+            if topic not in self._next and (records := self._take(topic)):
+                self._next[topic] = Chunk(topic, records)
+        if not self._next:
             return None
-        due, first = min(heads)
-        for topic, chunks in self._chunks.items():
-            if not chunks and stream_times[topic] < due and may_have_more(topic):
+        due, first = min((chunk.due, topic) for topic, chunk in self._next.items())
+        for topic in TOPICS:
+            if topic not in self._next and stream_times[topic] < due and may_have_more(topic):
                 return None
-        return self._chunks[first].popleft()
+        return self._next.pop(first)
+
+    def _take(self, topic: str) -> list[Any]:
+        """Take as many records as a chunk has of what comes next, whatever fetch they came with."""
+        taken, behind = list[Any](), self._behind[topic]
+        while behind and len(taken) < CHUNK:
+            records, left = behind.popleft()
+            more = [*islice(records, CHUNK - len(taken))]
+            taken += more
+            if more:
+                behind.appendleft((records, left - len(more)))
+        return taken

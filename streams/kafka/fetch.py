@@ -12,13 +12,13 @@ What is changed of aiokafka here, and why (versions are pinned in pyproject.toml
 import asyncio
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
-from itertools import compress
+from itertools import chain, compress, dropwhile
 from struct import Struct
 from time import monotonic
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from weakref import proxy, ref
 
 from aiokafka import TopicPartition
@@ -240,21 +240,32 @@ def hand_on(fetched: FetchResult, take: Callable[[FetchResult, int | None], list
     fetched.getall = partial(take, proxy(fetched))
 
 
-class Batches(NamedTuple):
-    """Batches of one topic partition that are not parsed yet, and the offset before which no record is wanted."""
+class Batches:
+    """Batches of one topic partition that are not parsed yet."""
 
-    batches: list[Any]
-    begin: int
+    __slots__ = ("_batches", "_begin", "next_offset")
 
-    def records(self) -> list[Any]:
-        """Parse them. The records are as aiokafka's parser has them.
+    def __init__(self, batches: list[Any], begin: int, next_offset: int) -> None:
+        self._batches = batches
+        self._begin = begin
+        """Offset before which no record is wanted."""
+        self.next_offset = next_offset
+        """Offset from which on none is here."""
+
+    def __len__(self) -> int:
+        """Return how many records there are at most: offsets need not all be records."""
+        return self.next_offset - self._begin
+
+    def __iter__(self) -> Iterator[Any]:
+        """Parse them, once: each record when it is asked for. They are as aiokafka's parser has them.
 
         A fourth of all work would be to hand them on one by one, and to make a ConsumerRecord with topic and sizes.
         """
-        records = [record for batch in self.batches for record in batch]
-        if records and records[0].offset < self.begin:
-            return [record for record in records if record.offset >= self.begin]
-        return records
+        return dropwhile(lambda record: record.offset < self._begin, chain.from_iterable(self._batches))
+
+
+Records = Batches | Sequence[Any]
+"""What can be gone through once, and says how many records it has at most."""
 
 
 def take_unparsed(fetched: FetchResult, _: int | None = None) -> list[Batches]:
@@ -262,27 +273,28 @@ def take_unparsed(fetched: FetchResult, _: int | None = None) -> list[Batches]:
 
     Parsed here, every record would have to come over from the cache of another processor to who counts it.
     """
-    taken = _taken(fetched, UNBOUNDED)
-    return [taken] if taken.batches else []
+    batches, begin, end = _taken(fetched, UNBOUNDED)
+    return [Batches(batches, begin, end)] if batches else []
 
 
 def take_parsed(at_once: int) -> Callable[[FetchResult, int | None], list[Any]]:
     """Return what takes up to so many records at a time, or a batch more. Raises CorruptRecordException."""
 
     def take(fetched: FetchResult, max_records: int | None = None) -> list[Any]:
-        return _taken(fetched, min(at_once, max_records or at_once)).records()
+        return [*Batches(*_taken(fetched, min(at_once, max_records or at_once)))]
 
     return take
 
 
-def _taken(fetched: FetchResult, most: int) -> Batches:
+def _taken(fetched: FetchResult, most: int) -> tuple[list[Any], int, int]:
     """Take whole batches of what was fetched of a partition, up to so many records or a batch more.
 
-    None are taken of what is not wanted any more.
+    Returns them with the offset before which no record is wanted, and the one from which on none is there. None are
+    taken of what is not wanted any more.
     """
     place, batches = fetched._topic_partition, list[Any]()
     if not fetched.check_assignment(place) or not fetched.has_more():
-        return Batches(batches, 0)
+        return batches, 0, 0
     source = fetched._partition_records
     begin = source.next_fetch_offset
     while source._records.has_next() and source.next_fetch_offset < begin + most:
@@ -295,4 +307,4 @@ def _taken(fetched: FetchResult, most: int) -> Batches:
     fetched._update_position()
     if not source._records.has_next():
         fetched._partition_records = None
-    return Batches(batches, begin)
+    return batches, begin, source.next_fetch_offset

@@ -22,7 +22,7 @@ from streams.core.panes import Touched
 from streams.core.partition import Partition
 from streams.core.rollup import Head, Partial
 from streams.core.rules import LIFT_BEHIND_MS, PlainRules, Rules
-from streams.kafka.backlog import Backlog, Chunk, chunks
+from streams.kafka.backlog import Backlog, Chunk
 from streams.kafka.crash import reached
 from streams.kafka.journal import JournalError, read_journal
 from streams.kafka.tables import PartitionTable
@@ -291,8 +291,7 @@ class Qualify:
             batch: RecordBatch = event.value
             owned = self.owned[batch.partition]
             topic = batch.topic.removeprefix(self.prefix)
-            for chunk in chunks(topic, batch.records):
-                owned.backlog.put(chunk)
+            owned.backlog.put(topic, batch.records)
             owned.fetched_at[topic] = monotonic()
             if owned.backlog.is_full(topic):
                 self.flow.pause(batch.topic, batch.partition)
@@ -311,12 +310,13 @@ class Qualify:
         stream_times = {topic: progress.stream_time for topic, progress in owned.state.progress.items()}
         while self.owned.get(owned.number) is owned and not self.is_full():
             chunk = owned.backlog.next(stream_times, lambda topic: self._may_have_more(topic, owned))
+            for topic in TOPICS:
+                if not owned.backlog.is_full(topic):
+                    self.flow.resume(self.prefix + topic, owned.number)
             if chunk is None:
                 break
             self._apply(owned, chunk)
             stream_times[chunk.topic] = owned.state.progress[chunk.topic].stream_time
-            if not owned.backlog.is_full(chunk.topic):
-                self.flow.resume(self.prefix + chunk.topic, owned.number)
             await give_way()
         owned.advancing = False
 

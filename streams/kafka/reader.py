@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from streams.core.events import TOPICS
-from streams.kafka.backlog import Backlog, Chunk, chunks
+from streams.kafka.backlog import Backlog, Chunk
 from streams.kafka.connection import Broker, Connection
 from streams.kafka.fetch import fetch_ahead, take_parsed
 from streams.kafka.topics import Topic, TopicAdmin, TopicsError
@@ -278,8 +278,7 @@ class _Turns:
 
     def put(self, topic: str, records: list[Any]) -> None:
         """Take what comes next of a topic."""
-        for chunk in chunks(topic, records):
-            self._backlog.put(chunk)
+        self._backlog.put(topic, records)
 
     def ripe(self) -> Iterator[Chunk]:
         """Yield the chunks whose turn it is now."""

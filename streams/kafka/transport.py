@@ -42,7 +42,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from streams.kafka.fetch import UNBOUNDED, asked, fetch_ahead, take_unparsed
+from streams.kafka.fetch import UNBOUNDED, Batches, Records, asked, fetch_ahead, take_unparsed
 from streams.kafka.topics import TopicsError
 
 FETCH_WAIT_MS = 50
@@ -78,7 +78,9 @@ class RecordBatch(NamedTuple):
 
     topic: str
     partition: int
-    records: list[Any]
+    records: Records
+    next_offset: int
+    """Offset of the record that comes after them."""
 
 
 class Extent(NamedTuple):
@@ -361,24 +363,22 @@ class Consumer(driver.Consumer):
         if not self.flow_active:
             await self._seek_back()
             return
-        for tp, (batches,) in records.items():
+        for tp, (found,) in records.items():
             if not self.flow_active or self.app.consumer_generation_id != generation:
                 return  # a rebalance began: its own seek comes when it ends
-            if found := batches.records():
-                yield tp, self._message(tp, found)
+            yield tp, self._message(tp, found)
 
-    def _message(self, tp: TP, records: list[Any]) -> ConsumerMessage:
-        last = records[-1]
+    def _message(self, tp: TP, found: Batches) -> ConsumerMessage:
         return ConsumerMessage(
-            tp.topic,
-            tp.partition,
-            last.offset,
-            last.timestamp / 1000,
-            last.timestamp_type,
-            None,
-            None,
-            RecordBatch(tp.topic, tp.partition, records),
-            last.checksum,
+            topic=tp.topic,
+            partition=tp.partition,
+            offset=found.next_offset - 1,
+            timestamp=0.0,  # each record has its own
+            timestamp_type=0,
+            headers=None,
+            key=None,
+            value=RecordBatch(tp.topic, tp.partition, found, found.next_offset),
+            checksum=None,
             tp=tp,
             generation_id=self.app.consumer_generation_id,
         )
