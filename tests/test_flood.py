@@ -12,6 +12,7 @@ from streams.core.panes import Cell, Series, Touched
 from streams.core.rollup import Head, Partial
 from streams.core.rules import DAY
 from streams.kafka import rollup, turns
+from streams.kafka.fetch import Batches
 from streams.kafka.qualify import Qualify
 from streams.kafka.topics import PARTIALS
 from streams.kafka.transport import RecordBatch
@@ -98,7 +99,7 @@ def partials(campaigns: int, seq: int) -> RecordBatch:
     """A record of one partial that brings so many campaigns."""
     cells = [Touched(Series(f"{seq}-{number}", "USD", "adserver"), 0, Cell(served=1)) for number in range(campaigns)]
     value = encode_partial(Partial(0, Head(0, seq, 1, 0, False, 0), cells))
-    return RecordBatch(PARTIALS, 0, [SimpleNamespace(offset=seq, value=value)], seq + 1)
+    return RecordBatch(PARTIALS, 0, Batches([[SimpleNamespace(offset=seq, value=value)]], seq, seq + 1))
 
 
 async def events(*batches: RecordBatch) -> AsyncIterator[Any]:

@@ -260,7 +260,7 @@ class Worker:
         topic, number = place = self.random.choice(list(self.flow.position))
         if found := self.flow.fetch(place, self.random.randint(1, 9)):
             stage = self.rollup if topic == PARTIALS else self.qualify
-            await stage.run(once(RecordBatch(topic, number, found, found.next_offset)))
+            await stage.run(once(RecordBatch(topic, number, found)))
 
     async def advance(self) -> None:
         await self.qualify.advance()

@@ -13,7 +13,7 @@ from typing import Any, Final
 from streams.core.delta import Batch
 from streams.core.events import RENDERS, TOPICS, Malformed
 from streams.core.rules import MINUTE, SECOND
-from streams.kafka.fetch import Records
+from streams.kafka.fetch import Batches
 from streams.wire.events import decoder
 
 CHUNK: Final = 3_000
@@ -111,12 +111,12 @@ class Backlog:
         self._behind: dict[str, deque[tuple[Iterator[Any], int]]] = {topic: deque() for topic in TOPICS}
         """What follows it, as it was fetched: records, and how many are left at most."""
 
-    def put(self, topic: str, records: Records) -> None:
-        """Add records behind those of their topic."""
+    def put(self, topic: str, records: Batches | Sequence[Any]) -> None:
+        """Add records behind those of their topic: they are gone through once."""
         self._behind[topic].append((iter(records), len(records)))
 
     def is_full(self, topic: str) -> bool:
-        """Say whether no more of a topic should be fetched: only `next` may change that."""
+        """Say whether no more of a topic should be fetched. Ask after `next`, which may end that."""
         return sum(left for _, left in self._behind[topic]) >= FULL
 
     def next(self, stream_times: Mapping[str, int], may_have_more: Callable[[str], bool]) -> Chunk | None:

@@ -12,7 +12,7 @@ What is changed of aiokafka here, and why (versions are pinned in pyproject.toml
 import asyncio
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from io import BytesIO
 from itertools import chain, compress, dropwhile
@@ -257,15 +257,11 @@ class Batches:
         return self.next_offset - self._begin
 
     def __iter__(self) -> Iterator[Any]:
-        """Parse them, once: each record when it is asked for. They are as aiokafka's parser has them.
+        """Parse them, once, each record when it is asked for. They are as aiokafka's parser has them.
 
-        A fourth of all work would be to hand them on one by one, and to make a ConsumerRecord with topic and sizes.
+        A fourth of all work would be a step in Python for each, and a ConsumerRecord with its topic and sizes.
         """
         return dropwhile(lambda record: record.offset < self._begin, chain.from_iterable(self._batches))
-
-
-Records = Batches | Sequence[Any]
-"""What can be gone through once, and says how many records it has at most."""
 
 
 def take_unparsed(fetched: FetchResult, _: int | None = None) -> list[Batches]:

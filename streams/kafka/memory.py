@@ -1,7 +1,7 @@
 """The memory of a worker that runs for long: what is free goes back to the system, and stays in order.
 
 Why order: CPython's allocator (pymalloc, 3.11 to 3.13) gives the block of a size that was freed last. A worker makes
-twenty objects of an event and drops them, beside others that live a little longer; after minutes free blocks follow one
+twenty objects of an event and drops them, beside others that live a little longer; after seconds free blocks follow one
 another as chance will have it, and all that makes or reads objects waits for memory.
 """
 

@@ -120,7 +120,7 @@ class RollupStage:
             if partial.cells:
                 self.advanced_at = monotonic()
             await asyncio.sleep(0)
-        self.positions[batch.partition] = batch.next_offset
+        self.positions[batch.partition] = batch.records.next_offset
 
     def newest(self) -> int:
         """Return the largest stream time of renders that any source partition has told of, or NEVER."""

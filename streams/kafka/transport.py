@@ -42,7 +42,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from streams.kafka.fetch import UNBOUNDED, Batches, Records, asked, fetch_ahead, take_unparsed
+from streams.kafka.fetch import UNBOUNDED, Batches, asked, fetch_ahead, take_unparsed
 from streams.kafka.topics import TopicsError
 
 FETCH_WAIT_MS = 50
@@ -78,9 +78,7 @@ class RecordBatch(NamedTuple):
 
     topic: str
     partition: int
-    records: Records
-    next_offset: int
-    """Offset of the record that comes after them."""
+    records: Batches
 
 
 class Extent(NamedTuple):
@@ -377,7 +375,7 @@ class Consumer(driver.Consumer):
             timestamp_type=0,
             headers=None,
             key=None,
-            value=RecordBatch(tp.topic, tp.partition, found, found.next_offset),
+            value=RecordBatch(tp.topic, tp.partition, found),
             checksum=None,
             tp=tp,
             generation_id=self.app.consumer_generation_id,
